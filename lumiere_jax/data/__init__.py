@@ -1,0 +1,1 @@
+"""Video data sets and the input pipeline."""

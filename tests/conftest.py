@@ -1,0 +1,24 @@
+"""Shared by all tests: shape-checked annotations and a persistent compilation cache."""
+
+import pathlib
+
+import jax
+import jaxtyping
+import pytest
+
+# Every public function's shape annotations are checked while the tests run.
+jaxtyping.install_import_hook("lumiere_jax", "beartype.beartype")
+
+# Compile time dominates on CPU: the second run of the tests reuses the first one's programs.
+jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(__file__).parent.parent / ".cache" / "jax"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+FIXTURES = pathlib.Path(__file__).parent.parent.parent / "shared" / "fixtures"
+
+
+@pytest.fixture(scope="session")
+def fixtures() -> pathlib.Path:
+    """Files written by the real T5X and diffusers, and real video clips; not part of the repository."""
+    if not FIXTURES.is_dir():
+        pytest.skip(f"needs {FIXTURES}")
+    return FIXTURES
