@@ -1,0 +1,177 @@
+"""Convolution, linear and normalisation layers over videos `[batch, frames, height, width, channels]`.
+
+They are our own rather than Flax's for three reasons: the parameter's *type* says whether a stage trains it
+(`TemporalParam` or plain `nnx.Param`), so every layer takes the type as an argument; normalisation is folded into one
+scale and one shift per frame and channel, which is what XLA fuses well; and every layer computes in the dtype of its
+input, so the stored dtype (float32 master or bfloat16 frozen) is independent of the compute dtype.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+Initializer = Callable[..., Array]
+
+fan_in_normal: Initializer = jax.nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+zeros: Initializer = jax.nn.initializers.zeros
+
+
+class Linear(nnx.Module):
+    """`x @ kernel + bias` over the last axis, kernel `[in, out]`."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        rngs: nnx.Rngs,
+        kernel_init: Initializer = fan_in_normal,
+        param: type[nnx.Param] = nnx.Param,
+    ):
+        self.kernel = param(kernel_init(rngs.params(), (in_features, out_features)))
+        self.bias = param(jnp.zeros((out_features,)))
+
+    def __call__(self, x: Float[Array, "*batch features"]) -> Float[Array, "*batch out"]:
+        return x @ self.kernel[...].astype(x.dtype) + self.bias[...].astype(x.dtype)
+
+
+class SpatialConv(nnx.Module):
+    """A 2D convolution of each frame, zero-padded to the same size, kernel `[k, k, in, out]`."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        rngs: nnx.Rngs,
+        kernel_size: int = 3,
+        kernel_init: Initializer = fan_in_normal,
+        param: type[nnx.Param] = nnx.Param,
+    ):
+        shape = (kernel_size, kernel_size, in_features, out_features)
+        self.kernel = param(kernel_init(rngs.params(), shape))
+        self.bias = param(jnp.zeros((out_features,)))
+
+    def __call__(
+        self, x: Float[Array, "batch frames height width in"]
+    ) -> Float[Array, "batch frames height width out"]:
+        frames = x.reshape(-1, *x.shape[2:])
+        y = jax.lax.conv_general_dilated(
+            frames,
+            self.kernel[...].astype(x.dtype),
+            (1, 1),
+            "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        y = y + self.bias[...].astype(x.dtype)
+        return y.reshape(*x.shape[:2], *y.shape[1:])
+
+
+class TemporalConv(nnx.Module):
+    """A 1D convolution over time at each pixel, zero-padded to the same length, kernel `[k, in, out]`.
+
+    Computed as a (k, 1) convolution over `[frames, height * width]`: the form that XLA runs fastest on CPU and TPU.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        rngs: nnx.Rngs,
+        param: type[nnx.Param],
+        kernel_size: int = 3,
+        kernel_init: Initializer = fan_in_normal,
+    ):
+        self.kernel = param(kernel_init(rngs.params(), (kernel_size, in_features, out_features)))
+        self.bias = param(jnp.zeros((out_features,)))
+
+    def __call__(
+        self, x: Float[Array, "batch frames height width in"]
+    ) -> Float[Array, "batch frames height width out"]:
+        batch, frames, height, width, _ = x.shape
+        y = jax.lax.conv_general_dilated(
+            x.reshape(batch, frames, height * width, -1),
+            self.kernel[...].astype(x.dtype)[:, None],
+            (1, 1),
+            "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        return (y + self.bias[...].astype(x.dtype)).reshape(batch, frames, height, width, -1)
+
+
+class GroupNorm(nnx.Module):
+    """Group normalisation with statistics over the last `axes` axes before the channels, and over each group.
+
+    With `axes=2` on a video the statistics stay per frame, as in the image model. The normalisation, its affine
+    parameters and an optional modulation `(1 + scale) * . + shift` are folded into one multiply and one add.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        groups: int,
+        *,
+        epsilon: float = 1e-5,
+        axes: int = 2,
+        param: type[nnx.Param] = nnx.Param,
+    ):
+        if features % groups:
+            raise ValueError(f"{features} channels do not divide into norm groups of {groups}; change norm_num_groups")
+        self.scale = param(jnp.ones((features,)))
+        self.bias = param(jnp.zeros((features,)))
+        self.groups, self.epsilon, self.axes = groups, epsilon, axes
+
+    def __call__(
+        self, x: Float[Array, "*batch features"], modulation: tuple[Array, Array] | None = None
+    ) -> Float[Array, "*batch features"]:
+        accumulate = jnp.promote_types(x.dtype, jnp.float32)
+        over = tuple(range(-1 - self.axes, -1))
+        wide = x.astype(accumulate)
+        mean, mean_square = self._group_mean(wide.mean(over)), self._group_mean(jnp.square(wide).mean(over))
+        variance = jnp.maximum(mean_square - jnp.square(mean), 0.0)
+        scale = self.scale[...].astype(accumulate) * jax.lax.rsqrt(variance + self.epsilon)
+        shift = self.bias[...].astype(accumulate) - mean * scale
+        scale, shift = jnp.expand_dims(scale, over), jnp.expand_dims(shift, over)
+        if modulation is not None:
+            gain = 1.0 + modulation[0].astype(accumulate)
+            scale, shift = scale * gain, shift * gain + modulation[1].astype(accumulate)
+        return x * scale.astype(x.dtype) + shift.astype(x.dtype)
+
+    def _group_mean(self, per_channel: Array) -> Array:
+        grouped = per_channel.reshape(*per_channel.shape[:-1], self.groups, -1).mean(-1, keepdims=True)
+        per_group = per_channel.shape[-1] // self.groups
+        return jnp.broadcast_to(grouped, (*grouped.shape[:-1], per_group)).reshape(per_channel.shape)
+
+
+class LayerNorm(nnx.Module):
+    """Layer normalisation over the last axis."""
+
+    def __init__(self, features: int, *, epsilon: float = 1e-5, param: type[nnx.Param] = nnx.Param):
+        self.scale = param(jnp.ones((features,)))
+        self.bias = param(jnp.zeros((features,)))
+        self.epsilon = epsilon
+
+    def __call__(self, x: Float[Array, "*batch features"]) -> Float[Array, "*batch features"]:
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        centred = wide - wide.mean(-1, keepdims=True)
+        normal = centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + self.epsilon)
+        return (normal * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+
+def attention(
+    query: Float[Array, "*batch queries heads width"],
+    key: Float[Array, "*batch keys heads width"],
+    value: Float[Array, "*batch keys heads width"],
+    bias: Array | None = None,
+) -> Float[Array, "*batch queries heads width"]:
+    """Scaled dot-product attention, softmax in float32 or wider; `bias`: `[*batch, heads, queries, keys]`."""
+    logits = jnp.einsum("...qhd,...khd->...hqk", query, key) * query.shape[-1] ** -0.5
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    if bias is not None:
+        logits = logits + bias
+    weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
+    return jnp.einsum("...hqk,...khd->...qhd", weights, value)

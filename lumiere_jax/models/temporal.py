@@ -1,0 +1,190 @@
+"""The temporal layers of paper Fig. 4b, 4c and Appendix B: all the parameters that Lumiere trains.
+
+    conv inflation block        pre-trained spatial layer -> 2D conv -> norm, act -> 1D temporal conv -> norm, act
+    (all levels but the coarsest)    -> zero-initialised projection -> added to the spatial layer's output
+    attention inflation block   pre-trained spatial layer -> 1D temporal attention x L
+    (the coarsest level)             -> zero-initialised projection -> added to the spatial layer's output
+    temporal down-sampling      spatial resize -> identity-initialised 1D temporal conv -> stride
+    temporal up-sampling        spatial resize -> frame duplication -> identity-initialised 1D temporal conv
+
+Each *contains* the pre-trained layer it inflates and is called like it, so the U-Net around it need not know. With the
+projections at zero and the resamplers at the identity, a clip whose frames are all the same is mapped exactly as the
+image model maps its frames. Every parameter here has the type `TemporalParam`; the contained layer keeps its own.
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from lumiere_jax.models.layers import (
+    GroupNorm,
+    LayerNorm,
+    Linear,
+    SpatialConv,
+    TemporalConv,
+    attention,
+    fan_in_normal,
+    zeros,
+)
+from lumiere_jax.models.unet2d import MiddleLayer, SpatialLayer, SpatialResize, TextContext, activation
+
+
+class TemporalParam(nnx.Param):
+    """A parameter added by inflation: what the STUNet stage trains, while every other parameter stays frozen."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TemporalConfig:
+    """How a spatial U-Net is inflated. Only the strides of a three-level U-Net (2, 2) can be read off the paper."""
+
+    strides: tuple[int, ...] = (2, 2)  # one per spatial resize, fine to coarse (paper Fig. 4a: total 4)
+    conv_kernel: int = 3  # not from the paper: frames seen by a temporal convolution
+    spatial_kernel: int = 3  # not from the paper: pixels seen by the block's 2D convolution
+    norm_groups: int = 8  # not from the paper
+    attention_layers: int = 2  # L in Fig. 4c; its value is not from the paper
+    attention_head_dim: int = 16  # not from the paper
+    resampler_kernel: int = 3  # not from the paper
+    resampler_init: Literal["identity", "he"] = "identity"  # Appendix B; "he" is its ablation
+
+    def __post_init__(self):
+        if self.resampler_init not in ("identity", "he"):
+            raise ValueError(f"resampler_init={self.resampler_init!r}: use 'identity' (the paper's) or 'he'")
+
+
+def identity_kernel(_key: jax.Array, shape: tuple[int, int, int]) -> Float[Array, "taps in out"]:
+    """A temporal convolution that returns its input: 1 on the diagonal of the middle tap, 0 elsewhere (App. B)."""
+    taps, features, _ = shape
+    return jnp.zeros(shape).at[taps // 2].set(jnp.eye(features))
+
+
+def _resampling_conv(features: int, config: TemporalConfig, rngs: nnx.Rngs) -> TemporalConv:
+    he = jax.nn.initializers.he_normal(in_axis=(0, 1), out_axis=2)
+    init = identity_kernel if config.resampler_init == "identity" else he
+    return TemporalConv(
+        features, features, kernel_size=config.resampler_kernel, kernel_init=init, param=TemporalParam, rngs=rngs
+    )
+
+
+class ConvInflationBlock(nnx.Module):
+    """Paper Fig. 4b: a factorised space-time convolution beside the pre-trained layer it contains."""
+
+    def __init__(self, spatial: SpatialLayer, config: TemporalConfig, *, rngs: nnx.Rngs):
+        features = spatial.out_features
+        self.spatial, self.act_fn = spatial, spatial.act_fn
+        self.spatial_conv = SpatialConv(
+            features, features, kernel_size=config.spatial_kernel, param=TemporalParam, rngs=rngs
+        )
+        self.norm_1 = GroupNorm(features, config.norm_groups, param=TemporalParam)
+        self.temporal_conv = TemporalConv(
+            features, features, kernel_size=config.conv_kernel, param=TemporalParam, rngs=rngs
+        )
+        self.norm_2 = GroupNorm(features, config.norm_groups, param=TemporalParam)
+        self.projection = Linear(features, features, kernel_init=zeros, param=TemporalParam, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "batch frames height width in"],
+        embedding: Float[Array, "batch embedding"],
+        context: TextContext,
+    ) -> Float[Array, "batch frames height width out"]:
+        out = self.spatial(x, embedding, context)
+        h = activation(self.act_fn, self.norm_1(self.spatial_conv(out)))
+        h = activation(self.act_fn, self.norm_2(self.temporal_conv(h)))
+        return out + self.projection(h)
+
+
+class TemporalAttention(nnx.Module):
+    """Self-attention over the frames of each pixel, pre-normalised, added to its input.
+
+    Time enters by rotary embedding of queries and keys with the frame index at this level: only differences of frames
+    matter, so the same weights apply to clips of other lengths (the encoding is not from the paper).
+    """
+
+    def __init__(self, features: int, head_dim: int, *, rngs: nnx.Rngs):
+        if features % head_dim or head_dim % 2:
+            raise ValueError(f"attention_head_dim={head_dim} must be even and divide the {features} channels")
+        self.heads = features // head_dim
+        self.norm = LayerNorm(features, param=TemporalParam)
+        self.to_qkv = Linear(features, 3 * features, param=TemporalParam, rngs=rngs)
+        self.to_out = Linear(features, features, kernel_init=fan_in_normal, param=TemporalParam, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "batch frames height width channels"]
+    ) -> Float[Array, "batch frames height width channels"]:
+        batch, frames, height, width, channels = x.shape
+        pixels = self.to_qkv(self.norm(x)).reshape(batch, frames, height * width, 3, self.heads, -1)
+        query, key, value = jnp.moveaxis(pixels.swapaxes(1, 2), 3, 0)
+        out = attention(rotate_by_time(query), rotate_by_time(key), value)
+        return x + self.to_out(out.swapaxes(1, 2).reshape(batch, frames, height, width, channels))
+
+
+def rotate_by_time(x: Float[Array, "*batch frames heads width"]) -> Float[Array, "*batch frames heads width"]:
+    """Rotary position embedding (arXiv 2104.09864, eq. 34) over the frames axis, frequencies from 1 down to 1e-4."""
+    frames, _, width = x.shape[-3:]
+    frequencies = 10_000.0 ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
+    angles = (jnp.arange(frames, dtype=jnp.float32)[:, None] * frequencies)[:, None, :]
+    cos, sin = jnp.cos(angles).astype(x.dtype), jnp.sin(angles).astype(x.dtype)
+    even, odd = x[..., 0::2], x[..., 1::2]
+    return jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1).reshape(x.shape)
+
+
+class AttentionInflationBlock(nnx.Module):
+    """Paper Fig. 4c: L stacked temporal attentions beside the pre-trained layer it contains."""
+
+    def __init__(self, spatial: SpatialLayer | MiddleLayer, config: TemporalConfig, *, rngs: nnx.Rngs):
+        features = spatial.out_features
+        self.spatial = spatial
+        self.attentions = nnx.List(
+            [TemporalAttention(features, config.attention_head_dim, rngs=rngs) for _ in range(config.attention_layers)]
+        )
+        self.projection = Linear(features, features, kernel_init=zeros, param=TemporalParam, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "batch frames height width in"],
+        embedding: Float[Array, "batch embedding"],
+        context: TextContext,
+    ) -> Float[Array, "batch frames height width out"]:
+        h = out = self.spatial(x, embedding, context)
+        for layer in self.attentions:
+            h = layer(h)
+        return out + self.projection(h)
+
+
+class TemporalDownsample(nnx.Module):
+    """After a spatial down-sampling: "a 1D temporal convolution (identity initialized) followed by a stride" (App. B).
+
+    It strides; it does not average.
+    """
+
+    def __init__(self, spatial: SpatialResize, stride: int, config: TemporalConfig, *, rngs: nnx.Rngs):
+        self.spatial, self.stride = spatial, stride
+        self.conv = _resampling_conv(spatial.out_features, config, rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "batch frames height width channels"],
+        embedding: Float[Array, "batch embedding"],
+        context: TextContext,
+    ) -> Float[Array, "batch new_frames new_height new_width channels"]:
+        return self.conv(self.spatial(x, embedding, context))[:, :: self.stride]
+
+
+class TemporalUpsample(nnx.Module):
+    """After a spatial up-sampling: "frame duplication followed by a 1D temporal convolution (identity initialized)"."""
+
+    def __init__(self, spatial: SpatialResize, stride: int, config: TemporalConfig, *, rngs: nnx.Rngs):
+        self.spatial, self.stride = spatial, stride
+        self.conv = _resampling_conv(spatial.out_features, config, rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "batch frames height width channels"],
+        embedding: Float[Array, "batch embedding"],
+        context: TextContext,
+    ) -> Float[Array, "batch new_frames new_height new_width channels"]:
+        return self.conv(self.spatial(x, embedding, context).repeat(self.stride, axis=1))
