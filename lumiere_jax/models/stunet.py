@@ -33,7 +33,7 @@ def inflate(unet: UNet2D, config: TemporalConfig, *, rngs: nnx.Rngs) -> UNet2D:
     resizes = len(unet.down) - 1
     if len(config.strides) != resizes or min(config.strides, default=1) < 1:
         raise ValueError(
-            f"temporal strides {config.strides}: give one positive number for each of the U-Net's {resizes} spatial resizes"
+            f"temporal strides {config.strides}: give one positive number for each of the {resizes} spatial resizes"
         )
     # `up` runs from coarse to fine: its first level is the coarsest, its i-th resize mirrors the down path's.
     for i, level in enumerate(unet.down):
@@ -44,7 +44,7 @@ def inflate(unet: UNet2D, config: TemporalConfig, *, rngs: nnx.Rngs) -> UNet2D:
     for i, level in enumerate(unet.up):
         strides = config.strides[::-1][i:][:1]
         _inflate_level(level, TemporalUpsample, config, coarsest=i == 0, stride=strides, rngs=rngs)
-    unet.frame_multiple = math.prod(config.strides)
+    unet.is_inflated, unet.frame_multiple = True, math.prod(config.strides)
     return unet
 
 
@@ -70,7 +70,7 @@ def deflate(unet: UNet2D) -> UNet2D:
         level.layers = nnx.List([_spatial(layer) for layer in level.layers])
         level.resize = _spatial(level.resize)
     image.middle = _spatial(image.middle)
-    image.frame_multiple = 1
+    image.is_inflated, image.frame_multiple = False, 1
     return image
 
 

@@ -55,7 +55,7 @@ class TemporalConfig:
             raise ValueError(f"resampler_init={self.resampler_init!r}: use 'identity' (the paper's) or 'he'")
 
 
-def identity_kernel(_key: jax.Array, shape: tuple[int, int, int]) -> Float[Array, "taps in out"]:
+def identity_kernel(_key: jax.Array, shape: tuple[int, int, int]) -> Float[Array, "taps features features"]:
     """A temporal convolution that returns its input: 1 on the diagonal of the middle tap, 0 elsewhere (App. B)."""
     taps, features, _ = shape
     return jnp.zeros(shape).at[taps // 2].set(jnp.eye(features))

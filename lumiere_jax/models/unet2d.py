@@ -300,7 +300,8 @@ class UNet2D(nnx.Module):
 
     def __init__(self, config: UNet2DConfig, *, rngs: nnx.Rngs):
         self.config = config
-        self.frame_multiple = 1  # frames are padded to a multiple of this; inflation raises it
+        self.is_inflated = False  # `stunet.inflate` sets these two
+        self.frame_multiple = 1  # frames are padded to a multiple of this
         widths = config.block_out_channels
         self.time_embedding = TimestepEmbedding(config, rngs=rngs)
         self.noise_level_embedding = TimestepEmbedding(config, rngs=rngs) if config.noise_level_embedding else None

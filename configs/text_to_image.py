@@ -1,0 +1,107 @@
+"""The spatial text-to-image model: trained on single frames, then frozen inside the STUNet.
+
+    python -m lumiere_jax.train --config=configs/text_to_image.py --workdir=workdir/text_to_image
+
+Only for those who import no pre-trained image model. The demo's tokenizer and T5 encoder are trained together with it
+and written in T5X's format. Hardware: 2 CPU cores. Time and result of variant `demo`: see docs/demo.md.
+
+Nothing in this file is from the paper, which inflates a text-to-image model that was never released.
+"""
+
+import ml_collections
+
+
+def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
+    """Variants: `demo`, 32x32 pixels in minutes on a laptop; `test`, which is too small to learn anything."""
+    if variant not in ("demo", "test"):
+        raise ValueError(f"configs/text_to_image.py has no variant {variant!r}: use demo or test")
+    config = ml_collections.ConfigDict()
+    config.name = f"text_to_image:{variant}"
+    config.seed = 0
+    config.compute_dtype = "float32"
+    config.clip = {"frames": 1, "fps": 8.0, "size": 32}
+    config.dataset = {
+        "name": "moving_shapes",  # or video_folder
+        "path": "",  # moving_shapes: demo (default), full; video_folder: the folder of clips
+        "data_dir": "",  # where prepared data sets are kept; default: TFDS's own, ~/tensorflow_datasets
+        "captions": "",  # video_folder: a .csv or .jsonl with file and caption; default: .txt files beside the clips
+        "default_caption": "a video",  # video_folder: for clips that have no caption
+        "stored_frames": 32,  # video_folder: frames, rate and size at which clips are kept, once for all stages
+        "stored_fps": 16.0,
+        "stored_size": 64,
+        "cache_bytes": 1 << 30,  # decoded clips kept in memory
+        "threads": 2,
+    }
+    config.text = {
+        "checkpoint": "",  # a T5X or Hugging Face T5 encoder with tokenizer; default: train a small one with this model
+        "tokenizer": "",
+        "length": 32,  # tokens; a longer prompt is an error
+        "dropout": 0.1,  # of captions, for classifier-free guidance
+        "vocab_size": 768,  # the rest: sizes of the encoder that is trained
+        "emb_dim": 64,
+        "num_heads": 4,
+        "num_layers": 2,
+        "head_dim": 16,
+        "mlp_dim": 128,
+    }
+    config.unet = {
+        "block_out_channels": (16, 16, 48, 96),
+        "layers_per_block": (1, 1, 1, 1),
+        "cross_attention": (False, False, True, True),
+        "attention_head_dim": 16,
+        "norm_num_groups": 8,
+        "text_dim": 64,
+        "cross_attention_dim": 64,
+        "text_pooling_heads": 4,
+        "time_embedding_dim": 128,
+    }
+    config.diffusion = {
+        "schedule": "cosine",  # or discrete_cosine, DeepFloyd IF's
+        "prediction": "v",
+        "weighting": "uniform",
+        "low_res_factor": 0,  # > 0: super-resolution by this factor
+        "max_noise_level": 0.3,
+    }
+    config.training = {
+        "steps": 3000,
+        "batch_size": 32,
+        "optimizer": "adamw",
+        "learning_rate": 2e-3,
+        "warmup_steps": 100,
+        "weight_decay": 1e-4,
+        "final_learning_rate": 0.1,  # share of learning_rate at the last step (cosine decay)
+        "clip_gradient_norm": 1.0,
+        "ema_decay": 0.99,
+        "checkpoint_every": 500,
+        "keep_checkpoints": 2,
+        "log_every": 50,
+        "validate_every": 500,
+        "validation_clips": 16,
+        "preview_every": 1500,
+    }
+    config.sampling = {
+        "sampler": "dpm_solver_pp_2m",
+        "steps": 20,
+        "guidance": 3.0,
+        "threshold": "dynamic",  # or static, none
+        "preview_prompts": (
+            "a large red circle moving left",
+            "a green square spinning",
+            "a blue triangle bouncing",
+            "a small yellow star moving up and to the right",
+        ),
+    }
+    config.mesh = {"data": -1, "rows": 1}
+    if variant == "test":
+        config.unet.block_out_channels = (8, 16)
+        config.unet.layers_per_block = (1, 1)
+        config.unet.cross_attention = (False, True)
+        config.unet.attention_head_dim = 8
+        config.unet.norm_num_groups = 4
+        config.clip.size = 16
+        config.dataset.path = "tiny"
+        config.training.update({"steps": 4, "batch_size": 4, "warmup_steps": 1, "checkpoint_every": 2, "log_every": 1})
+        config.training.update({"validate_every": 2, "validation_clips": 2, "preview_every": 4})
+        config.sampling.steps = 2
+        config.sampling.preview_prompts = config.sampling.preview_prompts[:1]
+    return config

@@ -1,0 +1,108 @@
+"""The training objective: mean squared error of the network's prediction at a random noise level."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from lumiere_jax.diffusion.noise_schedule import NoiseSchedule
+from lumiere_jax.diffusion.prediction import Denoiser, check_prediction, per_example, target
+
+
+def diffusion_loss(
+    denoiser: Denoiser,
+    x0: Float[Array, "batch frames height width channels"],
+    key: PRNGKeyArray,
+    *,
+    schedule: NoiseSchedule,
+    objective: str = "epsilon",
+    weighting: str = "uniform",
+) -> tuple[Float[Array, ""], Float[Array, " batch"], Float[Array, " batch"]]:
+    """Noises every clip at one random level, the same for all of its frames, and scores the prediction.
+
+    Args:
+      denoiser: `(x_t, t [batch]) -> prediction` of x_t's shape.
+      x0: clean clips in [-1, 1].
+      key: draws the times and the noise.
+      schedule: relates t to alpha and sigma.
+      objective: what the denoiser predicts: "epsilon", "x0" or "v" (not from the paper).
+      weighting: "uniform" or "min_snr", see `loss_weight` (not from the paper).
+
+    Returns:
+      the loss (the mean over clips), the loss of each clip, and each clip's time.
+
+    Raises:
+      ValueError: if objective or weighting is unknown, or if the prediction has not x0's shape.
+    """
+    time_key, noise_key = jax.random.split(key)
+    t = stratified_times(time_key, x0.shape[0])
+    epsilon = jax.random.normal(noise_key, x0.shape, jnp.promote_types(x0.dtype, jnp.float32))
+    loss, per_clip = diffusion_loss_at(
+        denoiser, x0, t, epsilon, schedule=schedule, objective=objective, weighting=weighting
+    )
+    return loss, per_clip, t
+
+
+def diffusion_loss_at(
+    denoiser: Denoiser,
+    x0: Float[Array, "batch frames height width channels"],
+    t: Float[Array, " batch"],
+    epsilon: Float[Array, "batch frames height width channels"],
+    *,
+    schedule: NoiseSchedule,
+    objective: str = "epsilon",
+    weighting: str = "uniform",
+) -> tuple[Float[Array, ""], Float[Array, " batch"]]:
+    """`diffusion_loss` at given times and with given noise: deterministic, for validation at fixed noise levels.
+
+    Returns:
+      the loss (the mean over clips) and the loss of each clip, at least float32.
+    """
+    dtype = jnp.promote_types(x0.dtype, jnp.float32)
+    x0, epsilon = x0.astype(dtype), epsilon.astype(dtype)
+    alpha, sigma = schedule.alpha_sigma(t)
+    weight = loss_weight(schedule.log_snr(t), objective, weighting)
+    x_t = per_example(alpha, x0) * x0 + per_example(sigma, x0) * epsilon
+    prediction = denoiser(x_t, t)
+    check_prediction(prediction, x_t)
+    error = prediction.astype(dtype) - target(x0, epsilon, alpha, sigma, objective)
+    per_clip = weight * jnp.mean(jnp.square(error), axis=(1, 2, 3, 4))
+    return jnp.mean(per_clip), per_clip
+
+
+def stratified_times(key: PRNGKeyArray, batch: int) -> Float[Array, " {batch}"]:
+    """Times in (0, 1], one in each of `batch` equal intervals, each uniform over (0, 1] when looked at alone.
+
+    One random offset is shared by the batch (Kingma et al. 2021, "Variational diffusion models", appendix I.1): the
+    loss varies less from batch to batch than with independent times.
+    """
+    offset = jax.random.uniform(key)
+    return 1.0 - (offset + jnp.arange(batch) / batch) % 1.0
+
+
+def loss_weight(
+    log_snr: Float[Array, "*shape"], objective: str, weighting: str, min_snr_gamma: float = 5.0
+) -> Float[Array, "*shape"]:
+    """The factor on a clip's mean squared error (not from the paper).
+
+    "uniform" is 1 whatever the objective. "min_snr" weighs the error of the clean clip by min(SNR, gamma) (Hang et al.
+    2023, section 3.4); said of the prediction that is min(SNR, gamma) for x0, min(1, gamma / SNR) for epsilon and
+    min(SNR, gamma) / (SNR + 1) for v.
+
+    Raises:
+      ValueError: if objective or weighting is unknown.
+    """
+    match weighting, objective:
+        case "uniform", "epsilon" | "x0" | "v":
+            return jnp.ones_like(log_snr)
+        case "min_snr", "epsilon":
+            return jnp.minimum(1.0, min_snr_gamma * jnp.exp(-log_snr))
+        case "min_snr", "x0":
+            return jnp.minimum(jnp.exp(log_snr), min_snr_gamma)
+        case "min_snr", "v":
+            # SNR / (SNR + 1) is a sigmoid: no overflow at a clean clip's infinite log-SNR.
+            return jnp.minimum(jax.nn.sigmoid(log_snr), min_snr_gamma * jax.nn.sigmoid(-log_snr))
+        case _:
+            raise ValueError(
+                f'weighting must be "uniform" or "min_snr" and objective "epsilon", "x0" or "v", '
+                f"got weighting={weighting!r}, objective={objective!r}"
+            )

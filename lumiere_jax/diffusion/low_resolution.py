@@ -1,0 +1,53 @@
+"""What super-resolution is conditioned on: the low-resolution video, brought to full size and noised.
+
+Noise-conditioning augmentation (Ho et al. 2022, "Cascaded diffusion models", section 4): in training the low-resolution
+video is noised to a random level that the network is told, so in sampling it forgives the base model's faults.
+The paper does not say how Lumiere's super-resolution is conditioned; this is the field's (and DeepFloyd IF's) way.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from lumiere_jax.diffusion.noise_schedule import NoiseSchedule
+from lumiere_jax.diffusion.prediction import per_example
+
+
+def downsample(
+    video: Float[Array, "batch frames height width channels"], factor: int
+) -> Float[Array, "batch frames small_height small_width channels"]:
+    """Averages blocks of `factor` x `factor` pixels.
+
+    Raises:
+      ValueError: `factor` does not divide height and width.
+    """
+    batch, frames, height, width, channels = video.shape
+    if height % factor or width % factor:
+        raise ValueError(f"{height}x{width} frames cannot be reduced {factor} times: choose a divisor of both")
+    blocks = video.reshape(batch, frames, height // factor, factor, width // factor, factor, channels)
+    return blocks.mean((3, 5))
+
+
+def upsample(
+    video: Float[Array, "batch frames height width channels"], height: int, width: int
+) -> Float[Array, "batch frames {height} {width} channels"]:
+    """Bilinear interpolation with aligned corners, DeepFloyd IF's convention: corner pixels keep their values."""
+    rows, columns = _bilinear_weights(video.shape[2], height), _bilinear_weights(video.shape[3], width)
+    return jnp.einsum("Hh,bfhwc,Ww->bfHWc", rows.astype(video.dtype), video, columns.astype(video.dtype))
+
+
+def _bilinear_weights(size: int, new_size: int) -> np.ndarray:
+    """`[new_size, size]`: row i interpolates the inputs around i (size - 1) / (new_size - 1)."""
+    position = np.linspace(0.0, size - 1, new_size)
+    return np.maximum(0.0, 1.0 - np.abs(position[:, None] - np.arange(size)))
+
+
+def augment(
+    low_res: Float[Array, "batch frames height width channels"],
+    level: Float[Array, " batch"],
+    noise: Float[Array, "batch frames height width channels"],
+    schedule: NoiseSchedule,
+) -> Float[Array, "batch frames height width channels"]:
+    """Noises each clip's low-resolution video with standard normal `noise` to its level, a diffusion time in [0, 1]."""
+    alpha, sigma = schedule.alpha_sigma(level)
+    return per_example(alpha, low_res) * low_res + per_example(sigma, low_res) * noise

@@ -1,0 +1,228 @@
+"""DDPM, DDIM and DPM-Solver++(2M): from noise to a clip, along a decreasing grid of times.
+
+A sampler knows only an x0 denoiser `(x_t, t) -> x0` with a scalar t (`prediction.x0_denoiser` makes one); guidance,
+windows, conditioning and thresholds are inside it. Each step is a linear combination
+
+    x_s = a x_t + b x0(x_t, t) (+ c noise or + c x0 of the step before),    t > s
+
+whose coefficients are computed for all steps beforehand, so the compiled loop holds one call of the denoiser. The last
+step, to t = 0, returns the x0 prediction at the last positive time. Sampler and number of steps are not from the paper.
+
+To start from a partly noised clip (SDEdit), pass the tail of a time grid, and as x_T the clip noised at its first time.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from lumiere_jax.diffusion.noise_schedule import NoiseSchedule
+from lumiere_jax.diffusion.prediction import Denoiser
+
+# Last positive time of the log-SNR grid under a continuous schedule (DPM-Solver's usual choice; not from the paper).
+MIN_TIME = 1e-3
+
+
+def sample(
+    denoise_x0: Denoiser,
+    x_T: Float[Array, "batch frames height width channels"],
+    *,
+    schedule: NoiseSchedule,
+    steps: int,
+    sampler: str = "ddim",
+    key: PRNGKeyArray | None = None,
+    eta: float = 0.0,
+    spacing: str = "uniform",
+) -> Float[Array, "batch frames height width channels"]:
+    """Generates clips from noise: the one entry to the samplers. Jit the caller: every call compiles its loop anew.
+
+    Args:
+      denoise_x0: `(x_t, t scalar) -> x0`.
+      x_T: standard normal noise, the state at t = 1.
+      schedule: relates t to alpha and sigma; the denoiser's own.
+      steps: number of denoiser calls, at least 1.
+      sampler: "ddim", "ddpm" or "dpm_solver_pp_2m".
+      key: needed by "ddpm", and by "ddim" with eta > 0.
+      eta: in [0, 1], "ddim" only: 0 is deterministic, 1 is DDPM.
+      spacing: of the times, "uniform" or "log_snr": see `time_grid`.
+
+    Returns:
+      clips as the denoiser predicts them (it may threshold), float32 or wider.
+
+    Raises:
+      ValueError: if an argument is out of its range, unknown, or missing.
+    """
+    if eta != 0.0 and sampler != "ddim":
+        raise ValueError(f'eta={eta} has a meaning only for sampler="ddim", not for {sampler!r}')
+    times = time_grid(steps, schedule, spacing)
+    match sampler:
+        case "ddim":
+            return ddim(denoise_x0, x_T, key, schedule, times, eta)
+        case "ddpm":
+            return ddpm(denoise_x0, x_T, key, schedule, times)
+        case "dpm_solver_pp_2m":
+            return dpm_solver_pp_2m(denoise_x0, x_T, schedule, times)
+        case _:
+            raise ValueError(f'unknown sampler {sampler!r}: use "ddim", "ddpm" or "dpm_solver_pp_2m"')
+
+
+def time_grid(steps: int, schedule: NoiseSchedule, spacing: str = "uniform") -> Float[np.ndarray, " {steps+1}"]:
+    """Times from 1 down to 0, strictly decreasing, on the grid where the schedule is discrete.
+
+    "uniform" spaces all of them evenly in t. "log_snr" spaces the positive ones evenly in log-SNR, from t = 1 to the
+    first noise level of a discrete schedule or to MIN_TIME of a continuous one; where that asks a discrete schedule for
+    one level twice, as it does among IF's noisiest, the next free level is taken.
+
+    Raises:
+      ValueError: if steps < 1 or exceeds the schedule's noise levels, or if spacing is unknown.
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    if schedule.levels is not None and steps > schedule.levels:
+        raise ValueError(f"steps={steps} exceeds the schedule's {schedule.levels} noise levels")
+    match spacing:
+        case "uniform":
+            times = np.linspace(1.0, 0.0, steps + 1)[:-1]
+        case "log_snr":
+            times = _times_even_in_log_snr(steps, schedule)
+        case _:
+            raise ValueError(f'unknown spacing {spacing!r}: use "uniform" or "log_snr"')
+    if schedule.levels is not None:
+        times = _distinct_levels(times, schedule.levels) / schedule.levels
+    return np.append(times, 0.0)
+
+
+def _times_even_in_log_snr(steps: int, schedule: NoiseSchedule) -> np.ndarray:
+    last = MIN_TIME if schedule.levels is None else 1.0 / schedule.levels
+    with jax.ensure_compile_time_eval():  # the grid is a constant, also inside the caller's jit
+        first_log_snr, last_log_snr = schedule.log_snr(jnp.array([1.0, last]))
+        times = schedule.time_at_log_snr(jnp.linspace(first_log_snr, last_log_snr, steps))
+    times = np.array(times, np.float64)
+    times[-1], times[0] = last, 1.0  # exactly; a single step starts at 1
+    return times
+
+
+def _distinct_levels(times: np.ndarray, levels: int) -> np.ndarray:
+    """The levels 1 .. `levels` nearest to decreasing times, moved apart where two would coincide."""
+    order = np.arange(len(times))
+    level = np.clip(np.rint(times * levels), 1, levels).astype(int)
+    level = np.minimum.accumulate(level + order) - order  # each at least 1 below the one before
+    return np.maximum(level, len(times) - order)  # and enough left for those behind
+
+
+def ddpm(
+    denoise_x0: Denoiser,
+    x_T: Float[Array, "*shape"],
+    key: PRNGKeyArray | None,
+    schedule: NoiseSchedule,
+    times: Float[np.ndarray, " times"],
+) -> Float[Array, "*shape"]:
+    """Ancestral sampling with the posterior variance of q(x_s | x_t, x0) (Ho et al. 2020, eq. 6-7): DDIM with eta = 1.
+
+    Step k's noise comes from `fold_in(key, k)`. Arguments and errors as for `ddim`.
+    """
+    return ddim(denoise_x0, x_T, key, schedule, times, eta=1.0)
+
+
+def ddim(
+    denoise_x0: Denoiser,
+    x_T: Float[Array, "*shape"],
+    key: PRNGKeyArray | None,
+    schedule: NoiseSchedule,
+    times: Float[np.ndarray, " times"],
+    eta: float = 0.0,
+) -> Float[Array, "*shape"]:
+    """DDIM (Song et al. 2021, eq. 12).
+
+    Args:
+      denoise_x0: `(x_t, t scalar) -> x0`.
+      x_T: the state at times[0].
+      key: step k's noise comes from `fold_in(key, k)`; unused, and may be None, if eta = 0.
+      schedule: relates t to alpha and sigma.
+      times: strictly decreasing from at most 1 to exactly 0, such as `time_grid`.
+      eta: in [0, 1]: 0 is deterministic, 1 is DDPM.
+
+    Raises:
+      ValueError: if times or eta is out of range, or if eta > 0 and key is None.
+    """
+    _check_times(times)
+    if not 0.0 <= eta <= 1.0:
+        raise ValueError(f"eta must be in [0, 1], got {eta}")
+    if eta > 0.0 and key is None:
+        raise ValueError("a stochastic sampler (ddpm, or ddim with eta > 0) needs a random key: pass key=")
+
+    def step(x, inputs):
+        index, t, a, b, c = inputs
+        x_next = a * x + b * denoise_x0(x, t).astype(x.dtype)
+        if eta > 0.0:
+            x_next += c * jax.random.normal(jax.random.fold_in(key, index), x.shape, x.dtype)
+        return x_next, None
+
+    x = x_T.astype(jnp.promote_types(x_T.dtype, jnp.float32))
+    coefficients = (a.astype(x.dtype) for a in ddim_coefficients(schedule, times, eta))
+    return jax.lax.scan(step, x, (jnp.arange(len(times) - 1), jnp.asarray(times[:-1]), *coefficients))[0]
+
+
+def ddim_coefficients(
+    schedule: NoiseSchedule, times: Float[np.ndarray, " times"], eta: float
+) -> tuple[Float[Array, " steps"], Float[Array, " steps"], Float[Array, " steps"]]:
+    """(a, b, c) of each step x_s = a x_t + b x0 + c noise.
+
+    With d = log_snr(t) - log_snr(s) < 0 the variance of q(x_s | x_t, x0) is sigma_s^2 (1 - e^d) (Kingma et al. 2021,
+    eq. 33), and c^2 is eta^2 times it. What remains of sigma_s^2 is the predicted noise's share.
+    """
+    t = jnp.asarray(times[:-1])
+    alpha, sigma = schedule.alpha_sigma(t)
+    d = -jnp.diff(schedule.log_snr(t))
+    # log of sqrt(1 - c^2 / sigma_s^2); expm1 and log1p because d is small when there are many steps
+    log_share = 0.5 * jnp.log1p(eta**2 * jnp.expm1(d))
+    a = sigma[1:] / sigma[:-1] * jnp.exp(log_share)
+    b = -alpha[1:] * jnp.expm1(0.5 * d + log_share)
+    c = eta * sigma[1:] * jnp.sqrt(-jnp.expm1(d))
+    return jnp.append(a, 0.0), jnp.append(b, 1.0), jnp.append(c, 0.0)
+
+
+def dpm_solver_pp_2m(
+    denoise_x0: Denoiser,
+    x_T: Float[Array, "*shape"],
+    schedule: NoiseSchedule,
+    times: Float[np.ndarray, " times"],
+) -> Float[Array, "*shape"]:
+    """DPM-Solver++(2M), second order, deterministic (Lu et al. 2022, algorithm 2).
+
+    The first step, without history, and the last, to t = 0, are of first order.
+
+    Arguments and errors as for `ddim`.
+    """
+    _check_times(times)
+
+    def step(carry, inputs):
+        x, previous_x0 = carry
+        t, a, b, c = inputs
+        x0 = denoise_x0(x, t).astype(x.dtype)
+        return (a * x + b * x0 + c * previous_x0, x0), None
+
+    x = x_T.astype(jnp.promote_types(x_T.dtype, jnp.float32))
+    coefficients = (a.astype(x.dtype) for a in _dpm_solver_coefficients(schedule, times))
+    (x, _), _ = jax.lax.scan(step, (x, jnp.zeros_like(x)), (jnp.asarray(times[:-1]), *coefficients))
+    return x
+
+
+def _dpm_solver_coefficients(schedule: NoiseSchedule, times: np.ndarray) -> tuple[Array, Array, Array]:
+    """(a, b, c) of each step x_s = a x_t + b x0 + c previous_x0.
+
+    With lambda = log(alpha / sigma), half the log-SNR, h = lambda_s - lambda_t and r = h_previous / h:
+    x_s = sigma_s / sigma_t x_t + alpha_s (1 - e^-h) ((1 + 1 / 2r) x0 - 1 / 2r previous_x0).
+    """
+    t = jnp.asarray(times[:-1])
+    alpha, sigma = schedule.alpha_sigma(t)
+    h = 0.5 * jnp.diff(schedule.log_snr(t))
+    gain = -alpha[1:] * jnp.expm1(-h)
+    extrapolation = jnp.zeros_like(h).at[1:].set(0.5 * h[1:] / h[:-1])  # 1 / 2r; the first step has no history
+    a, b, c = sigma[1:] / sigma[:-1], gain * (1.0 + extrapolation), -gain * extrapolation
+    return jnp.append(a, 0.0), jnp.append(b, 1.0), jnp.append(c, 0.0)
+
+
+def _check_times(times: np.ndarray) -> None:
+    if len(times) < 2 or times[0] > 1.0 or times[-1] != 0.0 or not np.all(np.diff(times) < 0.0):
+        raise ValueError(f"times must fall strictly from at most 1 to exactly 0, as time_grid's do; got {times}")

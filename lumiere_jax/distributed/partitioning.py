@@ -1,0 +1,73 @@
+"""What lies where on the mesh: the batch over `data`, the height of videos over `rows`, parameters everywhere."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+VIDEO_NDIM = 5  # [batch, frames, height, width, channels]
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A copy on every device."""
+    return NamedSharding(mesh, P())
+
+
+def batch_sharding(mesh: Mesh, ndim: int = VIDEO_NDIM) -> NamedSharding:
+    """The first axis over `data`; of a video (5 axes, [batch, frames, height, width, channels]) the height over `rows`.
+
+    Args:
+      mesh: from `make_mesh`.
+      ndim: the number of axes of the array: 5 is a video, 3 text embeddings, 1 a label or time for every clip.
+
+    Raises:
+      ValueError: an array without axes has no batch.
+    """
+    if ndim < 1:
+        raise ValueError("ndim=0: a scalar has no batch axis, use replicated(mesh)")
+    return NamedSharding(mesh, P("data", None, "rows") if ndim == VIDEO_NDIM else P("data"))
+
+
+def shard_batch(mesh: Mesh, host_batch: Any) -> Any:
+    """Places this process's part of the batch on its devices.
+
+    Args:
+      mesh: from `make_mesh`.
+      host_batch: a pytree of numpy arrays with the batch first: on each process its own equal share of the clips, whole
+        frames.
+
+    Returns:
+      The same tree of global arrays: the batch axis is as long as all processes' shares together.
+
+    Raises:
+      ValueError: a batch or a height that the mesh does not divide; a frame whose rows lie on several processes.
+    """
+    if mesh.local_mesh.shape["rows"] != mesh.shape["rows"]:
+        raise ValueError(
+            f"rows={mesh.shape['rows']} reaches over several processes, which each load whole frames: choose rows to "
+            f"divide the {jax.local_device_count()} devices of one process"
+        )
+    return jax.tree.map_with_path(lambda path, leaf: _shard_leaf(mesh, jax.tree_util.keystr(path), leaf), host_batch)
+
+
+def _shard_leaf(mesh: Mesh, name: str, leaf: Any) -> jax.Array:
+    leaf = np.asarray(leaf)
+    sharding = batch_sharding(mesh, leaf.ndim)
+    batch = leaf.shape[0] * jax.process_count()
+    if batch % mesh.shape["data"]:
+        raise ValueError(
+            f"batch{name}: {batch} clips cannot be divided over data={mesh.shape['data']} devices: make the batch size "
+            f"a multiple of {mesh.shape['data']}, or raise rows"
+        )
+    if leaf.ndim == VIDEO_NDIM and leaf.shape[2] % mesh.shape["rows"]:
+        raise ValueError(
+            f"batch{name}: height {leaf.shape[2]} cannot be divided over rows={mesh.shape['rows']}: choose a divisor"
+        )
+    return jax.make_array_from_process_local_data(sharding, leaf, (batch, *leaf.shape[1:]))
+
+
+def parameter_shardings(mesh: Mesh, state: Any) -> Any:
+    """A tree like `state` (arrays or `jax.ShapeDtypeStruct`) with each leaf's sharding: replicated."""
+    return jax.tree.map(lambda _: replicated(mesh), state)

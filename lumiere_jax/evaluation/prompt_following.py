@@ -1,0 +1,292 @@
+"""Whether a clip shows what its `moving_shapes` prompt says, read back by classical image processing.
+
+The colour, shape, direction and motion of the largest object in a generated clip are measured without any
+network, and compared with the scene that the prompt describes. Not from the paper, whose text alignment is
+judged by CLIP similarity and by people (section 5.2): here the truth is known exactly.
+
+    scenes = [scene for _, scene in moving_shapes.prompts(64, seed=0)]
+    prompt_following_accuracy(videos, scenes, fps=16)["direction"]["accuracy"]
+
+Backgrounds are neutral (gray) and objects are colourful: foreground is what differs from the background, and its
+colour is its hue.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import scipy.ndimage
+from jaxtyping import Array, Bool, Float
+
+from lumiere_jax.data import shapes_rendering, shapes_scene
+from lumiere_jax.data.shapes_scene import Scene
+
+ATTRIBUTES = ("colour", "shape", "direction", "motion")
+
+# Lengths below are in frame widths, areas in parts of the frame, colours in [0, 1].
+_MAX_SIZE = 64  # Larger frames are reduced to at most twice this many pixels: speed, and less noise.
+_BLUR = 0.5  # Pixels, against the noise of generated clips.
+_MIN_CHROMA = 0.12  # Distance from gray of an object's pixel; the palette's colours have 0.43 and more.
+_MIN_AREA = 0.002  # Of an object; the smallest in the data, a shrunken circle, has 0.004.
+_MIN_FRAMES = 0.5  # The object must be seen in this part of the frames.
+_SHAPE_FRAMES = 10  # Shapes are compared in at most this many frames, evenly spaced.
+_TEMPLATE_BLUR = 0.9  # Pixels: between the data (`_BLUR`) and blurry generated clips.
+_REACH = 1.6  # No shape reaches farther from its centre, in radii of a circle of its area.
+_ANGLE_STEP = math.radians(7.5)  # Between the templates of a shape.
+_MIN_TRAVEL = 0.08  # Of a translating object, during the clip.
+_MIN_STRAIGHTNESS = 0.75  # Part of the variance of its positions that a constant velocity explains.
+_MIN_GROWTH = 1.4  # Ratio of the radii at both ends of the clip.
+_MAX_STILL = 0.035  # Standard deviation of the positions of an object that stays in its place.
+_MAX_UPRIGHT = 0.6  # Mean resultant length of a shape's angles; 1 is a constant angle.
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectAttributes:
+    """What is seen of the largest object of a clip.
+
+    Attributes:
+      shape: one of `shapes_scene.SHAPES`.
+      colour: one of `shapes_scene.COLOURS`.
+      direction: one of `shapes_scene.DIRECTIONS`, or "none" where it does not travel along a line.
+      motion: one of `shapes_scene.MOTIONS`, or "still".
+    """
+
+    shape: str
+    colour: str
+    direction: str
+    motion: str
+
+
+def prompt_following_accuracy(
+    videos: Float[np.ndarray | Array, "clips frames height width 3"], scenes: Sequence[Scene], fps: float | int
+) -> dict[str, dict[str, float]]:
+    """How often clips show the attributes of their scenes.
+
+    Args:
+      videos: clips in [-1, 1].
+      scenes: what each should show: one object.
+      fps: of the clips.
+
+    Returns:
+      For each of `ATTRIBUTES` and for "found" (an object was seen at all): `accuracy`, `n` (number of clips asked:
+      for the direction those of translating objects only), and the 95 % Wilson interval from `low` to `high`. A
+      clip without an object counts as wrong. With n = 0 the accuracy is NaN and the interval is [0, 1].
+
+    Raises:
+      ValueError: another number of scenes than of videos, or a scene with two objects.
+    """
+    if len(videos) != len(scenes):
+        raise ValueError(f"{len(videos)} videos but {len(scenes)} scenes: pass one scene for each video")
+    several = [i for i, scene in enumerate(scenes) if len(scene.objects) != 1]
+    if several:
+        raise ValueError(f"scenes {several} have two objects: take scenes with one, as moving_shapes.prompts gives")
+    right: dict[str, list[bool]] = {name: [] for name in ("found", *ATTRIBUTES)}
+    for video, scene in zip(videos, scenes, strict=True):
+        (truth,) = scene.objects
+        seen = read_attributes(np.asarray(video), fps)
+        right["found"].append(seen is not None)
+        for name in ATTRIBUTES:
+            if name != "direction" or truth.motion == "translating":
+                right[name].append(seen is not None and getattr(seen, name) == getattr(truth, name))
+    return {name: _accuracy(answers) for name, answers in right.items()}
+
+
+def read_attributes(video: Float[np.ndarray, "frames height width 3"], fps: float | int) -> ObjectAttributes | None:
+    """Measures the largest object of a clip in [-1, 1]; None where no object is seen in most of the frames.
+
+    Raises:
+      ValueError: fewer than 4 frames, frames smaller than 16 pixels or not square, or values that are not finite.
+    """
+    frames, height, width, _ = video.shape
+    if frames < 4 or height != width or height < 16:
+        raise ValueError(f"video has shape {video.shape}: needs >= 4 square frames of >= 16 pixels")
+    if not np.isfinite(video).all():
+        raise ValueError("video has NaN or infinite values: the model or the sampler diverged")
+    matte, colour = _object_matte(_reduced(np.clip((video.astype(np.float32) + 1) / 2, 0, 1)))
+    area = matte.mean(axis=(1, 2))
+    seen = np.flatnonzero(area > _MIN_AREA)
+    if len(seen) < max(4, _MIN_FRAMES * frames):
+        return None
+    track = _track(matte[seen])
+    shape, turning = _read_shape(matte[seen], track)
+    time = seen / fps
+    direction = _read_direction(time, track)
+    motion = _read_motion(time, track, direction, turning)
+    return ObjectAttributes(shape, colour, direction, motion)
+
+
+# Segmentation ----------------------------------------------------------------------------------------------
+
+
+def _reduced(video: Float[np.ndarray, "frames size size 3"]) -> Float[np.ndarray, "frames reduced reduced 3"]:
+    """Averages blocks of pixels in large frames."""
+    frames, size = video.shape[:2]
+    block = max(1, size // _MAX_SIZE)
+    reduced = size // block
+    video = video[:, : reduced * block, : reduced * block]
+    return video.reshape(frames, reduced, block, reduced, block, 3).mean(axis=(2, 4))
+
+
+def _object_matte(
+    video: Float[np.ndarray, "frames size size 3"],
+) -> tuple[Float[np.ndarray, "frames size size"], str]:
+    """How much of each pixel the object covers, in [0, 1], and the name of its colour.
+
+    A pixel that an object covers in part has that part of the object's chroma, as the background has none.
+    """
+    chroma = video - video.mean(axis=-1, keepdims=True)
+    chroma = scipy.ndimage.gaussian_filter(chroma - _background(chroma), (0, _BLUR, _BLUR, 0))
+    strength = np.linalg.norm(chroma, axis=-1)
+    strength[strength < _MIN_CHROMA] = 0
+    names, hues = list(shapes_scene.COLOURS), _palette_hues()
+    nearest = (chroma @ hues.T).argmax(axis=-1)
+    colour = int(np.bincount(nearest.ravel(), strength.ravel(), minlength=len(names)).argmax())
+    shown = (nearest == colour) & (strength > 0)
+    if not shown.any():
+        return np.zeros_like(strength), names[colour]
+    # The full colour as it is shown, which may be paler than in the palette: edge pixels are below it.
+    full = np.percentile(strength[shown], 80)
+    matte = np.clip(chroma @ hues[colour] / full, 0, 1)
+    return matte * _largest_component(shown & (matte > 0.35)), names[colour]
+
+
+def _background(chroma: Float[np.ndarray, "frames size size 3"]) -> Float[np.ndarray, "3"]:
+    """The median along the frames' borders, where objects hardly ever are; nearly 0 unless the clip is tinted."""
+    border = np.concatenate([chroma[:, :, 0], chroma[:, :, -1], chroma[:, 0], chroma[:, -1]], axis=1)
+    return np.median(border, axis=(0, 1))
+
+
+@functools.cache
+def _palette_hues() -> Float[np.ndarray, "colours 3"]:
+    palette = np.array(list(shapes_scene.COLOURS.values()), np.float32)
+    chroma = palette - palette.mean(axis=-1, keepdims=True)
+    return chroma / np.linalg.norm(chroma, axis=-1, keepdims=True)
+
+
+def _largest_component(mask: Bool[np.ndarray, "frames size size"]) -> Bool[np.ndarray, "frames size size"]:
+    """The largest connected part of each frame, with the pixels next to it, which it covers in part."""
+    within_frame = scipy.ndimage.generate_binary_structure(2, 2)[None]
+    labels, count = scipy.ndimage.label(mask, np.pad(within_frame, ((1, 1), (0, 0), (0, 0))))
+    pixels = np.bincount(labels.ravel(), minlength=count + 1)
+    pixels[0] = 0
+    largest = pixels[labels].max(axis=(1, 2), keepdims=True)
+    first = np.where(pixels[labels] == largest, labels, count + 1).min(axis=(1, 2), keepdims=True)
+    return scipy.ndimage.binary_dilation((labels == first) & mask, within_frame)
+
+
+def _track(matte: Float[np.ndarray, "frames size size"]) -> Float[np.ndarray, "frames 3"]:
+    """The centroid (x, y) and the radius of a circle of the object's area, in frame widths."""
+    size = matte.shape[1]
+    centres = (np.arange(size) + 0.5) / size
+    mass = matte.sum(axis=(1, 2))
+    x = matte.sum(axis=1) @ centres / mass
+    y = matte.sum(axis=2) @ centres / mass
+    return np.stack([x, y, np.sqrt(mass / np.pi) / size], axis=-1)
+
+
+# Shape -----------------------------------------------------------------------------------------------------
+
+
+def _read_shape(matte: Float[np.ndarray, "frames size size"], track: Float[np.ndarray, "frames 3"]) -> tuple[str, bool]:
+    """The shape whose turned and scaled template is most similar to the object, and whether its angle varies."""
+    chosen = np.unique(np.linspace(0, len(track) - 1, _SHAPE_FRAMES).round().astype(int))
+    windows, track = _windows(matte[chosen], track[chosen])
+    similar = {shape: _similarity(shape, windows, track) for shape in shapes_scene.SHAPES}
+    # Large objects show their shape better than small ones.
+    scores = {shape: np.average(best.max(axis=1), weights=track[:, 2] ** 2) for shape, best in similar.items()}
+    shape = max(scores, key=scores.__getitem__)
+    angle = _template_angles(shape)[similar[shape].argmax(axis=1)]
+    resultant = abs(np.exp(1j * _symmetry(shape) * angle).mean())
+    return shape, bool(resultant < _MAX_UPRIGHT)
+
+
+def _windows(
+    matte: Float[np.ndarray, "frames size size"], track: Float[np.ndarray, "frames 3"]
+) -> tuple[Float[np.ndarray, "frames window window"], Float[np.ndarray, "frames 3"]]:
+    """Cuts a square about the object out of each frame; the track is then in units of the square's width."""
+    size = matte.shape[1]
+    half = math.ceil(_REACH * track[:, 2].max() * size) + 1
+    padded = np.pad(matte, ((0, 0), (half, half), (half, half)))
+    corners = np.floor(track[:, :2] * size).astype(int)  # In the padded frame: half a window up and left.
+    cut = [frame[y : y + 2 * half, x : x + 2 * half] for frame, (x, y) in zip(padded, corners, strict=True)]
+    inside = np.concatenate([track[:, :2] * size - corners + half, track[:, 2:] * size], axis=1) / (2 * half)
+    return np.stack(cut), inside
+
+
+def _similarity(
+    shape: str, windows: Float[np.ndarray, "frames window window"], track: Float[np.ndarray, "frames 3"]
+) -> Float[np.ndarray, "frames angles"]:
+    """Cosine similarity of the object and the shape of its area at its centroid, turned to each angle."""
+    frames, window, _ = windows.shape
+    angles = _template_angles(shape)
+    templates = np.empty((frames, len(angles), 4), np.float32)
+    templates[..., :2] = track[:, None, :2]
+    templates[..., 2] = track[:, None, 2] * math.sqrt(math.pi / _unit_area(shape))
+    templates[..., 3] = angles
+    covered = shapes_rendering.coverage(shape, templates.reshape(-1, 4), window)
+    covered = scipy.ndimage.gaussian_filter(covered, (0, _TEMPLATE_BLUR, _TEMPLATE_BLUR))
+    covered, windows = covered.reshape(frames, len(angles), -1), windows.reshape(frames, -1)
+    products = np.einsum("fap,fp->fa", covered, windows)
+    return products / np.linalg.norm(covered, axis=-1) / np.linalg.norm(windows, axis=-1, keepdims=True)
+
+
+def _symmetry(shape: str) -> int:
+    return shapes_scene.POLYGONS[shape].tips if shape in shapes_scene.POLYGONS else 1
+
+
+def _template_angles(shape: str) -> Float[np.ndarray, " angles"]:
+    if shape not in shapes_scene.POLYGONS:
+        return np.zeros(1)
+    return np.arange(0, 2 * math.pi / _symmetry(shape), _ANGLE_STEP)
+
+
+def _unit_area(shape: str) -> float:
+    if shape not in shapes_scene.POLYGONS:
+        return math.pi
+    tips, tip_radius, notch_radius = shapes_scene.POLYGONS[shape]
+    return tips * tip_radius * notch_radius * math.sin(math.pi / tips)
+
+
+# Motion ----------------------------------------------------------------------------------------------------
+
+
+def _read_direction(time: Float[np.ndarray, " frames"], track: Float[np.ndarray, "frames 3"]) -> str:
+    """The direction nearest to the velocity that fits the positions best."""
+    velocity = np.polyfit(time, track[:, :2], 1)[0]
+    travelled = np.linalg.norm(velocity) * (time[-1] - time[0])
+    explained = (velocity**2).sum() * time.var() / track[:, :2].var(axis=0).sum()
+    if travelled < _MIN_TRAVEL or explained < _MIN_STRAIGHTNESS:
+        return "none"
+    return max(shapes_scene.DIRECTIONS, key=lambda name: float(velocity @ shapes_scene.DIRECTIONS[name]))
+
+
+def _read_motion(
+    time: Float[np.ndarray, " frames"], track: Float[np.ndarray, "frames 3"], direction: str, turning: bool
+) -> str:
+    log_growth = np.polyfit(time, np.log(track[:, 2]), 1)[0] * (time[-1] - time[0])
+    if abs(log_growth) > math.log(_MIN_GROWTH):
+        return "growing" if log_growth > 0 else "shrinking"
+    if direction != "none":
+        return "translating"
+    spread_x, spread_y = track[:, :2].std(axis=0)
+    if math.hypot(spread_x, spread_y) < _MAX_STILL:
+        return "spinning" if turning else "still"
+    if spread_x < spread_y / 2:
+        return "bouncing"
+    return "swinging" if spread_y < spread_x / 2 else "circling"
+
+
+# Statistics ------------------------------------------------------------------------------------------------
+
+
+def _accuracy(answers: Sequence[bool]) -> dict[str, float]:
+    """Part of right answers with its 95 % Wilson score interval."""
+    n = len(answers)
+    if n == 0:
+        return {"accuracy": math.nan, "n": 0, "low": 0.0, "high": 1.0}
+    part, z = sum(answers) / n, 1.959964
+    centre = (part + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(part * (1 - part) / n + z**2 / (4 * n**2))
+    return {"accuracy": part, "n": n, "low": max(0.0, centre - half), "high": min(1.0, centre + half)}

@@ -1,0 +1,41 @@
+"""Text encoder and U-Net in one module: what is trained, saved and sampled, whether image model, STUNet or SSR."""
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from lumiere_jax.models.unet2d import UNet2D
+from lumiere_jax.text.t5_encoder import T5Encoder
+
+
+class TextToVideo(nnx.Module):
+    """A text encoder and a (possibly inflated) U-Net that computes in `dtype`."""
+
+    def __init__(self, text_encoder: T5Encoder, unet: UNet2D, *, dtype: jnp.dtype = jnp.float32):
+        self.text_encoder, self.unet, self.dtype = text_encoder, unet, dtype
+
+    def embed_text(self, tokens: Int[Array, "batch tokens"]) -> Float[Array, "batch tokens text_dim"]:
+        """Raw text embeddings; `tokens` of the empty prompt give the unconditional ones. Once per clip is enough."""
+        return self.text_encoder(tokens).astype(self.dtype)
+
+    def predict(
+        self,
+        x_t: Float[Array, "batch frames height width channels"],
+        time: Float[Array, " batch"],
+        text: Float[Array, "batch tokens text_dim"],
+        low_res: Float[Array, "batch frames height width channels"] | None = None,
+        noise_level: Float[Array, " batch"] | None = None,
+    ) -> Float[Array, "batch frames height width channels"]:
+        """The U-Net's prediction (epsilon, x0 or v: the config says which) in `x_t`'s dtype.
+
+        Args:
+          x_t: noisy video.
+          time: the schedule's `network_time`.
+          text: from `embed_text`.
+          low_res: for super-resolution: the noised low-resolution video at `x_t`'s size, beside it in the channels.
+          noise_level: for super-resolution: the noise level of `low_res`, as a network time.
+        """
+        x = x_t if low_res is None else jnp.concatenate([x_t, low_res], axis=-1)
+        out = self.unet(x.astype(self.dtype), time, text, noise_level=noise_level)
+        # Where the variance is learned (DeepFloyd IF), the second half of the channels is the variance.
+        return out[..., : x_t.shape[-1]].astype(x_t.dtype)

@@ -1,0 +1,184 @@
+"""Training: `python -m lumiere_jax.train --config=configs/stunet.py [--workdir=DIR] [--config.field=value ...]`.
+
+One story for every stage. The config says which: an image model (no `temporal`), or an inflated one (`temporal`, over
+the frozen image model of `backbone`); either with or without super-resolution. Started again with the same command, a
+run continues from its newest complete checkpoint, whatever stopped it.
+"""
+
+import functools
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from absl import app, flags
+from flax import nnx
+from ml_collections import config_flags
+
+from lumiere_jax.checkpoints.checkpointing import CheckpointError
+from lumiere_jax.checkpoints.run_directory import Run, RunDirectory, build_unet
+from lumiere_jax.data.input_pipeline import make_batches
+from lumiere_jax.data.open_dataset import open_dataset
+from lumiere_jax.distributed import mesh as meshes
+from lumiere_jax.distributed import partitioning, platform
+from lumiere_jax.models import parameter_partition
+from lumiere_jax.models.text_to_video import TextToVideo
+from lumiere_jax.pipelines.results import write_preview
+from lumiere_jax.pipelines.text_to_video import sample_videos
+from lumiere_jax.text.tokenizer import Tokenizer
+from lumiere_jax.train_progress import Progress
+from lumiere_jax.train_setup import (
+    check_config,
+    check_same_run,
+    make_objective,
+    make_optimizer,
+    prepare_inflation,
+    prepare_text,
+    versions,
+)
+from lumiere_jax.train_step import Batch, TrainState, create_state, train_step, validation_step
+
+
+def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> None:
+    """Trains one stage to its end, or continues it.
+
+    Raises:
+      ValueError: a config that cannot be trained, or that differs from the one that the run was started with.
+      CheckpointError: a backbone or training state that is missing, half-written or of another architecture.
+      FloatingPointError: the loss or the gradient is not finite; the last good checkpoint stays.
+    """
+    check_config(config)
+    run_dir = RunDirectory(workdir)
+    mesh = meshes.make_mesh(**config.mesh)
+
+    # ---------------------------------------------------------------- Text encoder, and the frozen image model
+    if "temporal" in config:
+        config, tokenizer, text_encoder, backbone = prepare_inflation(config, run_dir, train_image_model=train)
+    else:
+        config, tokenizer, text_encoder, backbone = (*prepare_text(config, run_dir), None)
+    check_same_run(run_dir.read_config(), config)
+    run_dir.write_config(config, versions())
+    print(f"=== {config.name} in {run_dir.path} ===", flush=True)
+
+    # ---------------------------------------------------------------- Network: what is trained, what is frozen
+    model = TextToVideo(text_encoder, build_unet(config), dtype=jnp.dtype(config.compute_dtype))
+    graphdef, trained, frozen = parameter_partition.split(model)
+    if backbone is not None:
+        frozen["unet"] = backbone
+    frozen = _place(mesh, jax.tree.map(lambda leaf: leaf.astype(model.dtype), frozen))
+    print(f"parameters: {parameter_partition.count(trained):,} trained, {parameter_partition.count(frozen):,} frozen")
+
+    # ---------------------------------------------------------------- Training state: new, or the newest checkpoint
+    objective, optimizer = make_objective(config), make_optimizer(config.training)
+    state = _place(mesh, create_state(trained, optimizer))
+    checkpoints = run_dir.checkpoints(config.training.keep_checkpoints)
+    if checkpoints.latest_step() is not None:
+        state = TrainState(**checkpoints.restore(state._asdict())[1])
+        print(f"continuing from step {int(state.step)}")
+    first_step, last_step = int(state.step), config.training.steps
+    if first_step >= last_step:
+        print(f"nothing to do: {first_step} of {last_step} steps are done")
+        return
+
+    # ---------------------------------------------------------------- Compiled steps
+    update = jax.jit(
+        functools.partial(
+            train_step,
+            graphdef=graphdef,
+            optimizer=optimizer,
+            objective=objective,
+            ema_decay=config.training.ema_decay,
+        ),
+        donate_argnums=0,
+    )
+    validate = jax.jit(functools.partial(validation_step, graphdef=graphdef, objective=objective))
+
+    # ---------------------------------------------------------------- Data: the position is the step
+    batches = _batches(config, tokenizer, "train", config.training.batch_size, first_step)
+    held_out = _batches(config, tokenizer, "validation", config.training.validation_clips, 0)
+    validation_batch = _to_device(mesh, next(held_out))
+
+    # ---------------------------------------------------------------- Loop
+    def save(state: TrainState) -> None:
+        step = int(state.step)
+        if backbone is None:
+            run_dir.write_text_encoder(step, state.average.get("text_encoder") or frozen["text_encoder"])
+        checkpoints.save(step, state._asdict())
+
+    def preview(state: TrainState) -> None:
+        run = Run(config, tokenizer, nnx.merge(graphdef, state.average, frozen), int(state.step), run_dir.path)
+        prompts = list(config.sampling.preview_prompts)
+        sheet = write_preview(run_dir.previews, run, prompts, sample_videos(run, prompts))
+        progress.image("preview", sheet, int(state.step))
+
+    with checkpoints, Progress(run_dir.path, first_step, last_step, config.training) as progress:
+        for step in range(first_step + 1, last_step + 1):
+            state, metrics = update(state, frozen, _to_device(mesh, next(batches)), config.seed)
+            _check_finite(metrics, step, run_dir)
+            progress.step(step, metrics)
+            if _due(step, config.training.validate_every, last_step) or step == first_step + 1:
+                progress.validation(step, validate(state.average, frozen, validation_batch))
+            if _due(step, config.training.checkpoint_every, last_step):
+                save(state)
+            if _due(step, config.training.preview_every, last_step):
+                preview(state)
+
+
+def _place(mesh: jax.sharding.Mesh, tree: dict) -> dict:
+    return jax.device_put(tree, partitioning.parameter_shardings(mesh, tree))
+
+
+def _batches(config: ml_collections.ConfigDict, tokenizer: Tokenizer, split: str, size: int, start_step: int):
+    return make_batches(
+        open_dataset(config.dataset, split),
+        batch_size=size,
+        frames=config.clip.frames,
+        fps=config.clip.fps,
+        size=config.clip.size,
+        seed=config.seed,
+        start_step=start_step,
+        caption_dropout=config.text.dropout if split == "train" else 0.0,
+        encode_caption=lambda captions: {"tokens": tokenizer.encode(captions, config.text.length)[0]},
+        num_threads=config.dataset.threads,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        cache_bytes=config.dataset.cache_bytes if split == "train" else 0,
+    )
+
+
+def _to_device(mesh: jax.sharding.Mesh, batch: dict) -> Batch:
+    return partitioning.shard_batch(mesh, Batch(batch["video"], batch["tokens"]))
+
+
+def _check_finite(metrics: dict[str, jax.Array], step: int, run_dir: RunDirectory) -> None:
+    values = {name: float(value) for name, value in metrics.items()}
+    if not np.isfinite(list(values.values())).all():
+        raise FloatingPointError(
+            f"step {step}: {values} is not finite. Training stops; {run_dir.path} keeps its last good checkpoint. "
+            "Lower training.learning_rate or training.clip_gradient_norm, then start the same command again"
+        )
+
+
+def _due(step: int, every: int, last_step: int) -> bool:
+    return every > 0 and (step % every == 0 or step == last_step)
+
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "What to train: a file of configs/, FILE.py[:VARIANT].")
+_WORKDIR = flags.DEFINE_string("workdir", None, "The run's directory; default: workdir/ and the config's name.")
+
+
+def main(_argv: list[str]) -> None:
+    """Entry point."""
+    config = _CONFIG.value
+    try:
+        train(config, _WORKDIR.value or pathlib.Path("workdir", config.name.replace(":", "_")))
+    except (ValueError, OSError, CheckpointError, FloatingPointError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    platform.configure()
+    flags.mark_flag_as_required("config")
+    app.run(main)

@@ -1,0 +1,178 @@
+"""What a training run needs before its first step: checks, text encoder, frozen image model, optimiser."""
+
+import importlib.metadata
+import platform
+import subprocess
+from collections.abc import Callable
+from typing import Any
+
+import ml_collections
+import optax
+from flax import nnx
+
+from lumiere_jax.checkpoints.checkpointing import load_tree, save_tree
+from lumiere_jax.checkpoints.run_directory import RunDirectory, load_run
+from lumiere_jax.data.open_dataset import open_dataset
+from lumiere_jax.diffusion import noise_schedule
+from lumiere_jax.models import parameter_partition
+from lumiere_jax.text.load_t5 import load_t5_encoder
+from lumiere_jax.text.t5_encoder import T5Config, T5Encoder
+from lumiere_jax.text.tokenizer import Tokenizer, train_tokenizer
+from lumiere_jax.train_step import Objective
+
+# Fields in which a continued run may differ from how it was started.
+_FREE_TO_CHANGE = {
+    *("name", "sampling", "mesh", "backbone", "training.steps", "training.keep_checkpoints"),
+    *("training.checkpoint_every", "training.log_every", "training.preview_every", "training.validate_every"),
+    *("dataset.data_dir", "dataset.cache_bytes", "dataset.threads"),
+}
+
+
+def check_config(config: ml_collections.ConfigDict) -> None:
+    """Raises a ValueError for values that cannot be trained, before any long work."""
+    for field in ("steps", "batch_size", "checkpoint_every", "log_every", "validation_clips"):
+        if config.training[field] < 1:
+            raise ValueError(f"training.{field}={config.training[field]} must be at least 1")
+    for field in ("frames", "fps", "size"):
+        if not config.clip[field] > 0:
+            raise ValueError(f"clip.{field}={config.clip[field]} must be positive")
+    factor = config.diffusion.low_res_factor
+    if factor and config.clip.size % factor:
+        raise ValueError(f"diffusion.low_res_factor={factor} does not divide clip.size={config.clip.size}")
+    for field in ("low_res_factor", "max_noise_level"):
+        if config.diffusion[field] < 0:
+            raise ValueError(f"diffusion.{field}={config.diffusion[field]} must not be negative")
+    make_objective(config)
+    make_optimizer(config.training)
+
+
+def check_same_run(saved: ml_collections.ConfigDict | None, config: ml_collections.ConfigDict) -> None:
+    """Raises a ValueError that lists the fields in which a run would be continued under another config."""
+    if saved is None:
+        return
+    before, now = _flat(saved), _flat(config)
+    changed = [
+        f"  {field}: {before.get(field, 'absent')} when it was started, {now.get(field, 'absent')} now"
+        for field in sorted(before.keys() | now.keys())
+        if before.get(field) != now.get(field)
+    ]
+    if changed:
+        raise ValueError(
+            "this workdir holds a run of another config. Use another --workdir, or the config that it was started "
+            "with:\n" + "\n".join(changed)
+        )
+
+
+def _flat(config: ml_collections.ConfigDict, prefix: str = "") -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    for key, value in config.items():
+        name = prefix + key
+        if name in _FREE_TO_CHANGE:
+            continue
+        fields |= _flat(value, f"{name}.") if isinstance(value, ml_collections.ConfigDict) else {name: value}
+    return fields
+
+
+def prepare_text(
+    config: ml_collections.ConfigDict, run_dir: RunDirectory
+) -> tuple[ml_collections.ConfigDict, Tokenizer, T5Encoder]:
+    """Tokenizer and text encoder of an image model: pre-trained and frozen, or new and trained with it."""
+    fields = config.text
+    if bool(fields.checkpoint) != bool(fields.tokenizer):
+        raise ValueError(
+            f"text.checkpoint={fields.checkpoint!r} and text.tokenizer={fields.tokenizer!r}: give both (a T5 encoder and "
+            "its SentencePiece model) or neither"
+        )
+    captions = [_as_text(record["caption"]) for record in open_dataset(config.dataset, "train")]
+    if fields.checkpoint:
+        tokenizer = Tokenizer.load(fields.tokenizer)
+        text_encoder = parameter_partition.freeze(load_t5_encoder(fields.checkpoint))
+    else:
+        tokenizer = run_dir.read_tokenizer() or train_tokenizer(captions, fields.vocab_size)
+        sizes = ("vocab_size", "emb_dim", "num_heads", "num_layers", "head_dim", "mlp_dim")
+        text_encoder = T5Encoder(T5Config(**{size: fields[size] for size in sizes}), rngs=nnx.Rngs(config.seed + 2))
+    tokenizer.encode(captions, fields.length)  # a caption that is too long fails here, not hours later
+    run_dir.write_tokenizer(tokenizer)
+    return config, tokenizer, text_encoder
+
+
+def prepare_inflation(
+    config: ml_collections.ConfigDict,
+    run_dir: RunDirectory,
+    train_image_model: Callable[[ml_collections.ConfigDict, Any], None],
+) -> tuple[ml_collections.ConfigDict, Tokenizer, T5Encoder, dict]:
+    """The frozen image model under a STUNet, copied into the run's directory; trained first where there is none.
+
+    Returns:
+      the config with the image model's `unet` and `text`, tokenizer, text encoder, and the U-Net's parameters.
+    """
+    config = config.copy_and_resolve_references()
+    saved = run_dir.read_config()
+    if saved is None:
+        path = config.backbone.path
+        if not path:
+            path = run_dir.image_model
+            print(f"backbone.path names no image model: training it first, in {path}", flush=True)
+            train_image_model(config.backbone.config, path)
+        image = load_run(path, require_finished=True)
+        if "temporal" in image.config:
+            raise ValueError(f"backbone.path={path} is an inflated run: give the run of an image model")
+        config.unet, text = image.config.unet, image.config.text
+        graphdef, unet, _ = parameter_partition.split(image.model.unet)
+        encoder_parameters = nnx.to_pure_dict(nnx.state(image.model.text_encoder))
+        run_dir.write_text_encoder(0, encoder_parameters)
+        run_dir.write_tokenizer(image.tokenizer)
+        save_tree(run_dir.backbone, unet, overwrite=True)
+    else:
+        config.unet, text = saved.unet, saved.text
+    dropout = config.text.dropout
+    config.text = text.copy_and_resolve_references()
+    config.text.dropout = dropout
+    text_encoder = parameter_partition.freeze(load_t5_encoder(run_dir.text_encoder(0)))
+    return config, run_dir.read_tokenizer(), text_encoder, load_tree(run_dir.backbone)
+
+
+def make_objective(config: ml_collections.ConfigDict) -> Objective:
+    """The training objective of a config."""
+    fields = config.diffusion
+    return Objective(
+        schedule=noise_schedule.from_config(fields.schedule),
+        prediction=fields.prediction,
+        weighting=fields.weighting,
+        low_res_factor=fields.low_res_factor or None,
+        max_noise_level=fields.max_noise_level,
+    )
+
+
+def make_optimizer(fields: ml_collections.ConfigDict) -> optax.GradientTransformation:
+    """The optimiser of `config.training`: gradient clipping, warm-up, AdamW or Adafactor.
+
+    The paper does not give one; published fine-tunes of its model use Adafactor at a constant 1e-4.
+    """
+    rate = optax.warmup_cosine_decay_schedule(
+        0.0,
+        fields.learning_rate,
+        fields.warmup_steps,
+        max(fields.steps, fields.warmup_steps + 1),
+        end_value=fields.learning_rate * fields.final_learning_rate,
+    )
+    match fields.optimizer:
+        case "adamw":
+            update = optax.adamw(rate, weight_decay=fields.weight_decay)
+        case "adafactor":
+            update = optax.adafactor(rate, weight_decay_rate=fields.weight_decay or None)
+        case _:
+            raise ValueError(f"training.optimizer={fields.optimizer!r}: use adamw or adafactor")
+    return optax.chain(optax.clip_by_global_norm(fields.clip_gradient_norm), update)
+
+
+def versions() -> dict[str, str]:
+    """What a run ran with: Python, the libraries, and this repository's commit where it is a git checkout."""
+    libraries = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets")
+    found = {library: importlib.metadata.version(library) for library in libraries}
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return {"python": platform.python_version(), **found, "git": commit.stdout.strip() or "not a git checkout"}
+
+
+def _as_text(caption: str | bytes) -> str:
+    return caption.decode() if isinstance(caption, bytes) else caption

@@ -1,0 +1,49 @@
+"""The package: `pip install .` for everything that the README shows, extras for the rest."""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+ROOT = pathlib.Path(__file__).parent
+# Read, not imported: the dependencies are not there yet.
+VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "lumiere_jax/__init__.py").read_text(), re.MULTILINE)[1]
+
+setup(
+    name="lumiere-jax",
+    version=VERSION,
+    description="Text to video with a Space-Time U-Net: Lumiere (arXiv 2401.12945) in JAX and Flax NNX",
+    license="Apache-2.0",
+    packages=find_packages(include=["lumiere_jax", "lumiere_jax.*"]),
+    python_requires=">=3.11,<3.14",
+    install_requires=[
+        "absl-py",
+        "av",
+        "clu",
+        "etils[epath]",
+        "flax>=0.12.8",
+        "grain>=0.2.18",
+        "importlib_resources",  # tensorflow-datasets needs it for builders inside a package, and does not say so
+        "jax>=0.10",
+        "jaxtyping",
+        "ml-collections",
+        "numpy",
+        "optax",
+        "orbax-checkpoint>=0.12.8",
+        "pillow",
+        "safetensors",
+        "scipy",
+        "sentencepiece",
+        "tensorboardX",
+        "tensorflow-datasets>=4.9.10",
+        "tqdm",
+    ],
+    extras_require={
+        "test": ["beartype", "pytest", "pytest-xdist", "ruff", "setuptools"],
+        "app": ["gradio"],
+        "tpu": ["jax[tpu]"],
+        "cuda": ["jax[cuda12]"],
+        "tf": ["tensorflow"],  # to prepare TFDS's stock data sets; training and sampling never import it
+        "parity": ["diffusers", "torch", "transformers"],
+    },
+)

@@ -1,0 +1,275 @@
+"""The samplers on Gaussian data, where the best denoiser and the exact solutions are known in closed form."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lumiere_jax.diffusion.noise_schedule import CosineSchedule, DiscreteCosineSchedule
+from lumiere_jax.diffusion.samplers import MIN_TIME, ddim, ddim_coefficients, ddpm, dpm_solver_pp_2m, sample, time_grid
+
+MEAN, STD = 0.4, 0.3  # of every element of the data
+SCHEDULES = [CosineSchedule(), DiscreteCosineSchedule()]
+
+
+def gaussian_x0(x_t, alpha, sigma):
+    """E[x0 | x_t] for x0 ~ N(MEAN, STD^2)."""
+    return MEAN + alpha * STD**2 / (alpha**2 * STD**2 + sigma**2) * (x_t - alpha * MEAN)
+
+
+def gaussian_denoiser(schedule):
+    return lambda x_t, t: gaussian_x0(x_t, *schedule.alpha_sigma(t))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def alpha_sigma(schedule, times):
+    """One program for all times: eagerly every operation would be compiled by itself."""
+    return schedule.alpha_sigma(jnp.asarray(times))
+
+
+def exact_final_x0(x, schedule, times):
+    """What a sampler without discretisation error returns: the x0 prediction at the last positive time.
+
+    The probability flow ODE maps one marginal, N(alpha m, alpha^2 s^2 + sigma^2), affinely onto the other.
+    """
+    alpha, sigma = np.float64(alpha_sigma(schedule, times))
+    spread = np.sqrt(alpha**2 * STD**2 + sigma**2)
+    x_last = alpha[-2] * MEAN + spread[-2] / spread[0] * (np.asarray(x) - alpha[0] * MEAN)
+    return gaussian_x0(x_last, alpha[-2], sigma[-2])
+
+
+ORDERS = {"ddim": 1, "dpm_solver_pp_2m": 2}
+
+
+def solve(name, x, schedule, times):
+    denoise = gaussian_denoiser(schedule)
+    if name == "ddim":
+        return jax.jit(lambda x: ddim(denoise, x, None, schedule, times))(x)
+    return jax.jit(lambda x: dpm_solver_pp_2m(denoise, x, schedule, times))(x)
+
+
+def converging_grid(steps, schedule, spacing):
+    """A grid that ends at the same last positive time whatever the number of steps."""
+    if spacing == "time":
+        return np.append(np.linspace(1.0, 0.05, steps), 0.0)
+    return time_grid(steps, schedule, "log_snr")
+
+
+@pytest.mark.parametrize("spacing", ["time", "log_snr"])
+@pytest.mark.parametrize("name", ORDERS)
+def test_error_falls_at_the_solvers_order(name, spacing):
+    # The range of log-SNR is gentler than the default's, so that few steps are already in the asymptotic regime.
+    schedule = CosineSchedule(log_snr_min=-8.0, log_snr_max=8.0)
+    errors = []
+    with jax.enable_x64(True):
+        x = jnp.linspace(-2.0, 2.0, 9)
+        for steps in (40, 80, 160):
+            times = converging_grid(steps, schedule, spacing)
+            result = solve(name, x, schedule, times)
+            assert result.dtype == jnp.float64
+            errors.append(np.abs(result - exact_final_x0(x, schedule, times)).max())
+    orders = np.log2(np.divide(errors[:-1], errors[1:]))
+    np.testing.assert_allclose(orders, ORDERS[name], atol=0.25)
+    assert errors[-1] < {"ddim": 1e-2, "dpm_solver_pp_2m": 3e-4}[name]
+
+
+def test_dpm_solver_is_algorithm_2_on_uneven_steps():
+    """Lu et al. 2022, algorithm 2, step by step. The order alone would not show an inverted ratio of steps: its errors
+    telescope."""
+    schedule = CosineSchedule()
+    times = np.array([1.0, 0.9, 0.6, 0.55, 0.2, 0.15, 0.02, 0.0])
+    with jax.enable_x64(True):
+        x = expected = np.linspace(-2.0, 2.0, 9)
+        result = solve("dpm_solver_pp_2m", x, schedule, times)
+        alpha, sigma = np.asarray(alpha_sigma(schedule, times))
+    half_log_snr = np.log(alpha / sigma)
+    history = []
+    for i in range(1, len(times)):
+        history.append(gaussian_x0(expected, alpha[i - 1], sigma[i - 1]))
+        if i == len(times) - 1:
+            break
+        h = half_log_snr[i] - half_log_snr[i - 1]
+        d = history[-1]
+        if i >= 2:
+            r = (half_log_snr[i - 1] - half_log_snr[i - 2]) / h
+            d = (1 + 1 / (2 * r)) * history[-1] - 1 / (2 * r) * history[-2]
+        expected = sigma[i] / sigma[i - 1] * expected - alpha[i] * (np.exp(-h) - 1) * d
+    np.testing.assert_allclose(result, history[-1], rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_many_float32_steps_on_ifs_schedule_reach_the_exact_solution(name):
+    schedule = DiscreteCosineSchedule()
+    x = jnp.linspace(-2.0, 2.0, 9)
+    times = time_grid(1000, schedule)
+    result = solve(name, x, schedule, times)
+    tolerance = {"ddim": 5e-3, "dpm_solver_pp_2m": 5e-4}[name]
+    np.testing.assert_allclose(result, exact_final_x0(x, schedule, times), atol=tolerance)
+
+
+def ddpm_moments(schedule, times):
+    """Mean and variance of textbook DDPM on Gaussian data, by recursion in float64 (Ho et al. 2020, eq. 7)."""
+    mean, variance = 0.0, 1.0
+    coefficients = zip(*np.float64(alpha_sigma(schedule, times[:-1])), strict=True)
+    for (alpha_t, sigma_t), (alpha_s, sigma_s) in itertools.pairwise(coefficients):
+        beta = 1 - alpha_t**2 / alpha_s**2
+        from_x0 = alpha_s * beta / sigma_t**2
+        from_x = alpha_t / alpha_s * sigma_s**2 / sigma_t**2
+        gain = alpha_t * STD**2 / (alpha_t**2 * STD**2 + sigma_t**2)
+        mean = from_x * mean + from_x0 * gaussian_x0(mean, alpha_t, sigma_t)
+        variance = (from_x + from_x0 * gain) ** 2 * variance + beta * sigma_s**2 / sigma_t**2
+    gain = alpha_s * STD**2 / (alpha_s**2 * STD**2 + sigma_s**2)
+    return gaussian_x0(mean, alpha_s, sigma_s), gain**2 * variance
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+@pytest.mark.parametrize("steps", [4, 250])
+def test_ddpm_has_the_right_moments(schedule, steps):
+    size = 20_000
+    noise_key, key = jax.random.split(jax.random.key(0))
+    times = time_grid(steps, schedule)
+    run = jax.jit(lambda x: ddpm(gaussian_denoiser(schedule), x, key, schedule, times))
+    result = run(jax.random.normal(noise_key, (size,)))
+    mean, variance = ddpm_moments(schedule, times)
+    tolerances = 5 * np.sqrt(variance / size), 5 * variance * np.sqrt(2 / size)  # 5 standard errors
+    np.testing.assert_allclose(result.mean(), mean, atol=tolerances[0])
+    np.testing.assert_allclose(result.var(), variance, atol=tolerances[1])
+    # Many steps approach the data's own moments; the posterior variance is known to leave the samples' too small.
+    error = np.abs(np.divide([mean, variance], [MEAN, STD**2]) - 1).max()
+    assert error < 0.06 if steps == 250 else error > 0.3
+
+
+def test_ddpm_step_against_diffusers(fixtures):
+    """DeepFloyd IF's ancestral step at 100 steps; its learned log-variance lies between ours and that of beta."""
+    reference = np.load(fixtures / "if_sampling" / "sampling.npz")
+    schedule = DiscreteCosineSchedule()
+    for level in (990, 500, 10):
+        times = np.array([level + 1, level - 9, 0]) / 1000
+        coefficients = jax.jit(lambda times=times: ddim_coefficients(schedule, times, 1.0))()
+        from_x, from_x0, noise_scale = (np.float64(c[0]) for c in coefficients)
+        alpha, _ = np.float64(alpha_sigma(schedule, times))
+        fraction = (reference["step_model_output"][:, 3:] + 1) / 2
+        log_beta, log_posterior = np.log(1 - alpha[0] ** 2 / alpha[1] ** 2), 2 * np.log(noise_scale)
+        noise = np.exp(0.5 * (fraction * log_beta + (1 - fraction) * log_posterior)) * reference[f"step{level}_noise"]
+        expected = from_x * reference["step_sample"] + from_x0 * reference[f"step{level}_x0"] + noise
+        np.testing.assert_allclose(reference[f"step{level}_prev"], expected, atol=2e-4)
+
+
+def test_ddim_with_eta_keeps_the_variance():
+    """Known x0 = 0: then x_t ~ N(0, sigma_t^2), and every eta must lead to N(0, sigma_s^2)."""
+    schedule = CosineSchedule()
+    times = time_grid(8, schedule)
+    sigma = np.asarray(alpha_sigma(schedule, times)[1])
+    for eta in (0.0, 0.3, 1.0):
+        a, _, c = jax.jit(lambda eta=eta: ddim_coefficients(schedule, times, eta))()
+        np.testing.assert_allclose((a * sigma[:-1])[:-1] ** 2 + c[:-1] ** 2, sigma[1:-1] ** 2, rtol=1e-4)
+
+
+def test_noise_of_each_step_is_fresh_and_reproducible():
+    schedule = CosineSchedule()
+    states = []
+
+    def recording(x, t):
+        jax.debug.callback(lambda x: states.append(np.asarray(x)), x, ordered=True)
+        return jnp.zeros_like(x)
+
+    x_T, key = jnp.zeros((1, 2, 8, 8, 3)), jax.random.key(5)
+    result = jax.jit(lambda x: sample(recording, x, schedule=schedule, steps=3, sampler="ddpm", key=key))(x_T)
+    jax.effects_barrier()
+    a, _, c = jax.jit(lambda: ddim_coefficients(schedule, time_grid(3, schedule), 1.0))()
+    noise = [np.asarray(jax.random.normal(jax.random.fold_in(key, k), x_T.shape)) for k in (0, 1)]
+    np.testing.assert_allclose(states[1], c[0] * noise[0], rtol=1e-5)
+    np.testing.assert_allclose(states[2], a[1] * c[0] * noise[0] + c[1] * noise[1], rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(result, 0)  # the last step is the x0 prediction, without noise
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "dpm_solver_pp_2m"])
+def test_sample_is_finite_compiles_and_calls_once_per_step(schedule, sampler):
+    times, calls = [], 0
+
+    def denoise(x, t):
+        nonlocal calls
+        calls += 1
+        assert t.shape == ()
+        jax.debug.callback(lambda t: times.append(float(t)), t, ordered=True)
+        return gaussian_x0(x, *schedule.alpha_sigma(t))
+
+    @jax.jit
+    def run(x, key):
+        return sample(denoise, x, schedule=schedule, steps=7, sampler=sampler, key=key, spacing="log_snr")
+
+    result = run(jax.random.normal(jax.random.key(1), (2, 1, 4, 4, 3)).astype(jnp.bfloat16), jax.random.key(0))
+    jax.effects_barrier()
+    assert result.dtype == jnp.float32
+    assert np.all(np.isfinite(result))
+    np.testing.assert_allclose(times, time_grid(7, schedule, "log_snr")[:-1], rtol=1e-6)
+    assert calls <= 2  # traced, not unrolled
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "dpm_solver_pp_2m"])
+def test_one_step_is_the_prediction(sampler):
+    schedule, key = DiscreteCosineSchedule(), jax.random.key(0)
+    x = jnp.linspace(-2.0, 2.0, 12).reshape(1, 1, 2, 2, 3)
+    denoise = gaussian_denoiser(schedule)
+    result = jax.jit(lambda x: sample(denoise, x, schedule=schedule, steps=1, sampler=sampler, key=key))(x)
+    np.testing.assert_allclose(result, jax.jit(denoise)(x, jnp.array(1.0)), rtol=1e-6)
+
+
+def test_tail_of_the_grid_starts_from_a_noised_clip():
+    """SDEdit: the exact flow from the middle of the grid."""
+    schedule = CosineSchedule()
+    x = jnp.linspace(-1.0, 1.0, 5)
+    times = time_grid(200, schedule, "log_snr")[100:]
+    assert 0.6 < times[0] < 0.8
+    result = solve("dpm_solver_pp_2m", x, schedule, times)
+    np.testing.assert_allclose(result, exact_final_x0(x, schedule, times), atol=2e-4)
+
+
+def test_time_grid():
+    np.testing.assert_allclose(time_grid(4, CosineSchedule()), [1, 0.75, 0.5, 0.25, 0])
+    schedule = CosineSchedule()
+    times = time_grid(6, schedule, "log_snr")
+    assert (times[0], times[-2], times[-1]) == (1, MIN_TIME, 0)
+    gaps = np.diff(jax.jit(schedule.log_snr)(jnp.asarray(times[:-1])))
+    np.testing.assert_allclose(gaps, gaps[0], rtol=1e-2)
+
+
+@pytest.mark.parametrize("spacing", ["uniform", "log_snr"])
+@pytest.mark.parametrize("steps", [1, 16, 1000])
+def test_time_grid_keeps_to_distinct_levels(spacing, steps):
+    schedule = DiscreteCosineSchedule()
+    times = time_grid(steps, schedule, spacing)
+    assert times.shape == (steps + 1,)
+    assert (times[0], times[-1]) == (1, 0)
+    levels = times[:-1] * 1000 - 1
+    np.testing.assert_allclose(levels, np.rint(levels), atol=1e-9)
+    np.testing.assert_array_equal(jax.jit(schedule.network_time)(jnp.asarray(times[:-1])), np.rint(levels))
+    assert np.all(np.diff(np.rint(levels)) <= -1)
+    assert levels[-1] >= 0
+
+
+def test_errors():
+    x = jnp.zeros((1, 1, 2, 2, 3))
+    run = functools.partial(sample, lambda x, t: x, x, schedule=CosineSchedule())
+    with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
+        run(steps=0)
+    with pytest.raises(ValueError, match="unknown sampler 'euler': use"):
+        run(steps=2, sampler="euler")
+    with pytest.raises(ValueError, match="unknown spacing 'karras'"):
+        run(steps=2, spacing="karras")
+    for stochastic in ({"sampler": "ddpm"}, {"sampler": "ddim", "eta": 0.5}):
+        with pytest.raises(ValueError, match="needs a random key"):
+            run(steps=2, **stochastic)
+    with pytest.raises(ValueError, match=r"eta must be in \[0, 1\], got 1\.5"):
+        run(steps=2, eta=1.5, key=jax.random.key(0))
+    with pytest.raises(ValueError, match='only for sampler="ddim"'):
+        run(steps=2, sampler="dpm_solver_pp_2m", eta=0.5)
+    with pytest.raises(ValueError, match="steps=1001 exceeds the schedule's 1000 noise levels"):
+        sample(lambda x, t: x, x, schedule=DiscreteCosineSchedule(), steps=1001)
+    for times in ([1.0], [1.0, 0.5], [0.5, 0.7, 0.0], [1.5, 0.0], [1.0, 0.5, 0.5, 0.0]):
+        with pytest.raises(ValueError, match="times must fall strictly"):
+            dpm_solver_pp_2m(lambda x, t: x, x, CosineSchedule(), np.array(times))

@@ -1,0 +1,95 @@
+"""The mesh on eight virtual CPU devices: `test_partitioning.py` runs this file in a process of its own."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, PartitionSpec
+
+from lumiere_jax.distributed.mesh import make_mesh
+from lumiere_jax.distributed.partitioning import batch_sharding, parameter_shardings, replicated, shard_batch
+
+VIDEO = np.arange(8 * 2 * 6 * 4 * 3, dtype=np.float32).reshape(8, 2, 6, 4, 3)
+
+
+def blocks(array):
+    """What each device holds, by the device's id."""
+    return {shard.device.id: np.asarray(shard.data) for shard in array.addressable_shards}
+
+
+def test_mesh_uses_every_device_once():
+    assert jax.device_count() == 8
+    mesh = make_mesh()
+    assert mesh.shape == {"data": 8, "rows": 1}
+    assert mesh.axis_types == (AxisType.Auto, AxisType.Auto)
+    mesh = make_mesh(rows=2)
+    assert mesh.shape == {"data": 4, "rows": 2}
+    assert sorted(device.id for device in mesh.devices.flat) == list(range(8))
+    assert make_mesh(2, 4).shape == {"data": 2, "rows": 4}
+
+
+@pytest.mark.parametrize(
+    ("data", "rows", "message"),
+    [
+        (-1, 3, "rows=3 does not divide the 8 devices"),
+        (-1, 0, "rows=0 does not divide"),
+        (3, 2, r"data=3 times rows=2 is 6, but there are 8 devices: set data=-1 \(here 4\)"),
+        (0, 1, "data=0 times rows=1 is 0"),
+    ],
+)
+def test_mesh_that_does_not_fit(data, rows, message):
+    with pytest.raises(ValueError, match=message):
+        make_mesh(data, rows)
+
+
+def test_videos_are_cut_by_clip_and_height_and_text_by_clip():
+    mesh = make_mesh(data=4, rows=2)
+    text = np.arange(8 * 5 * 2, dtype=np.float32).reshape(8, 5, 2)
+    batch = shard_batch(mesh, {"video": VIDEO, "text": text, "seed": np.arange(8, dtype=np.int32)})
+    for (data, row), device in np.ndenumerate(mesh.devices):
+        clips = slice(2 * data, 2 * data + 2)
+        np.testing.assert_array_equal(blocks(batch["video"])[device.id], VIDEO[clips, :, 3 * row : 3 * row + 3])
+        np.testing.assert_array_equal(blocks(batch["text"])[device.id], text[clips])
+        np.testing.assert_array_equal(blocks(batch["seed"])[device.id], np.arange(8)[clips])
+    assert batch["video"].sharding == batch_sharding(mesh)
+    assert batch["video"].shape == VIDEO.shape
+
+
+def test_batches_that_do_not_divide():
+    mesh = make_mesh(data=4, rows=2)
+    with pytest.raises(ValueError, match=r"batch\['video'\]: 6 clips cannot be divided over data=4 devices"):
+        shard_batch(mesh, {"video": VIDEO[:6]})
+    with pytest.raises(ValueError, match=r"batch\['video'\]: height 5 cannot be divided over rows=2"):
+        shard_batch(mesh, {"video": VIDEO[:, :, :5]})
+    with pytest.raises(ValueError, match="a scalar has no batch axis"):
+        shard_batch(mesh, {"step": np.float32(1)})
+
+
+def test_parameters_are_everywhere():
+    mesh = make_mesh(data=4, rows=2)
+    params = {"kernel": jnp.arange(12.0).reshape(3, 4), "bias": jax.ShapeDtypeStruct((4,), jnp.float32)}
+    shardings = parameter_shardings(mesh, params)
+    assert shardings == {"kernel": replicated(mesh), "bias": replicated(mesh)}
+    assert replicated(mesh).spec == PartitionSpec()
+    held = blocks(jax.device_put(params["kernel"], shardings["kernel"]))
+    assert len(held) == 8
+    for copy in held.values():
+        np.testing.assert_array_equal(copy, params["kernel"])
+
+
+def test_a_gradient_does_not_depend_on_the_mesh():
+    """Rows need their neighbours' edges (the halo of a 3x3 convolution), gradients the sum over all devices."""
+
+    def loss(kernel, video):
+        frames = video.reshape(-1, *video.shape[2:])
+        out = jax.lax.conv_general_dilated(frames, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return jnp.mean(jnp.square(out))
+
+    video = np.sin(VIDEO)
+    kernel = np.cos(np.arange(3 * 3 * 3 * 2, dtype=np.float32)).reshape(3, 3, 3, 2)
+    expected = jax.jit(jax.grad(loss))(kernel, video)
+    mesh = make_mesh(data=4, rows=2)
+    gradient = jax.jit(jax.grad(loss), out_shardings=replicated(mesh))(
+        jax.device_put(kernel, replicated(mesh)), shard_batch(mesh, video)
+    )
+    np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-6)
