@@ -8,18 +8,19 @@ run continues from its newest complete checkpoint, whatever stopped it.
 import functools
 import pathlib
 import sys
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 from flax import nnx
 from ml_collections import config_flags
 
 from lumiere_jax.checkpoints.checkpointing import CheckpointError
 from lumiere_jax.checkpoints.run_directory import Run, RunDirectory, build_unet
-from lumiere_jax.data.input_pipeline import make_batches
+from lumiere_jax.data.input_pipeline import Record, make_batches
 from lumiere_jax.data.open_dataset import open_dataset
 from lumiere_jax.distributed import mesh as meshes
 from lumiere_jax.distributed import partitioning, platform
@@ -53,20 +54,19 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Non
     run_dir = RunDirectory(workdir)
     mesh = meshes.make_mesh(**config.mesh)
 
-    # ---------------------------------------------------------------- Text encoder, and the frozen image model
+    # ---------------------------------------------------------------- Data, text encoder, frozen image model
+    train_set, validation_set = open_dataset(config.dataset)
     if "temporal" in config:
         config, tokenizer, text_encoder, backbone = prepare_inflation(config, run_dir, train_image_model=train)
     else:
-        config, tokenizer, text_encoder, backbone = (*prepare_text(config, run_dir), None)
+        config, tokenizer, text_encoder, backbone = (*prepare_text(config, run_dir, train_set), None)
     check_same_run(run_dir.read_config(), config)
     run_dir.write_config(config, versions())
     print(f"=== {config.name} in {run_dir.path} ===", flush=True)
 
     # ---------------------------------------------------------------- Network: what is trained, what is frozen
-    model = TextToVideo(text_encoder, build_unet(config), dtype=jnp.dtype(config.compute_dtype))
+    model = TextToVideo(text_encoder, build_unet(config, backbone), dtype=jnp.dtype(config.compute_dtype))
     graphdef, trained, frozen = parameter_partition.split(model)
-    if backbone is not None:
-        frozen["unet"] = backbone
     frozen = _place(mesh, jax.tree.map(lambda leaf: leaf.astype(model.dtype), frozen))
     print(f"parameters: {parameter_partition.count(trained):,} trained, {parameter_partition.count(frozen):,} frozen")
 
@@ -95,10 +95,11 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Non
     )
     validate = jax.jit(functools.partial(validation_step, graphdef=graphdef, objective=objective))
 
-    # ---------------------------------------------------------------- Data: the position is the step
-    batches = _batches(config, tokenizer, "train", config.training.batch_size, first_step)
-    held_out = _batches(config, tokenizer, "validation", config.training.validation_clips, 0)
-    validation_batch = _to_device(mesh, next(held_out))
+    # ---------------------------------------------------------------- Batches: the position in the data is the step
+    fields = config.training
+    batches = _batches(config, tokenizer, train_set, fields.batch_size, first_step, config.text.dropout)
+    validation_batch = next(_batches(config, tokenizer, validation_set, fields.validation_clips))
+    validation_batch = _to_device(mesh, validation_batch)
 
     # ---------------------------------------------------------------- Loop
     def save(state: TrainState) -> None:
@@ -113,16 +114,16 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Non
         sheet = write_preview(run_dir.previews, run, prompts, sample_videos(run, prompts))
         progress.image("preview", sheet, int(state.step))
 
-    with checkpoints, Progress(run_dir.path, first_step, last_step, config.training) as progress:
+    with checkpoints, Progress(run_dir.path, first_step, last_step, fields) as progress:
         for step in range(first_step + 1, last_step + 1):
             state, metrics = update(state, frozen, _to_device(mesh, next(batches)), config.seed)
             _check_finite(metrics, step, run_dir)
             progress.step(step, metrics)
-            if _due(step, config.training.validate_every, last_step) or step == first_step + 1:
+            if _due(step, fields.validate_every, last_step) or step == first_step + 1:
                 progress.validation(step, validate(state.average, frozen, validation_batch))
-            if _due(step, config.training.checkpoint_every, last_step):
+            if _due(step, fields.checkpoint_every, last_step):
                 save(state)
-            if _due(step, config.training.preview_every, last_step):
+            if _due(step, fields.preview_every, last_step):
                 preview(state)
 
 
@@ -130,21 +131,28 @@ def _place(mesh: jax.sharding.Mesh, tree: dict) -> dict:
     return jax.device_put(tree, partitioning.parameter_shardings(mesh, tree))
 
 
-def _batches(config: ml_collections.ConfigDict, tokenizer: Tokenizer, split: str, size: int, start_step: int):
+def _batches(
+    config: ml_collections.ConfigDict,
+    tokenizer: Tokenizer,
+    dataset: Sequence[Record],
+    batch_size: int,
+    start_step: int = 0,
+    caption_dropout: float = 0.0,
+) -> Iterator[dict]:
     return make_batches(
-        open_dataset(config.dataset, split),
-        batch_size=size,
+        dataset,
+        batch_size=batch_size,
         frames=config.clip.frames,
         fps=config.clip.fps,
         size=config.clip.size,
         seed=config.seed,
         start_step=start_step,
-        caption_dropout=config.text.dropout if split == "train" else 0.0,
+        caption_dropout=caption_dropout,
         encode_caption=lambda captions: {"tokens": tokenizer.encode(captions, config.text.length)[0]},
         num_threads=config.dataset.threads,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
-        cache_bytes=config.dataset.cache_bytes if split == "train" else 0,
+        cache_bytes=config.dataset.cache_bytes,
     )
 
 
@@ -171,6 +179,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "The run's directory; default: w
 
 def main(_argv: list[str]) -> None:
     """Entry point."""
+    logging.set_verbosity(logging.WARNING)  # Orbax tells much that is of no interest
     config = _CONFIG.value
     try:
         train(config, _WORKDIR.value or pathlib.Path("workdir", config.name.replace(":", "_")))

@@ -3,16 +3,16 @@
 import importlib.metadata
 import platform
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ml_collections
 import optax
 from flax import nnx
 
-from lumiere_jax.checkpoints.checkpointing import load_tree, save_tree
-from lumiere_jax.checkpoints.run_directory import RunDirectory, load_run
-from lumiere_jax.data.open_dataset import open_dataset
+from lumiere_jax.checkpoints.checkpointing import save_tree
+from lumiere_jax.checkpoints.run_directory import Run, RunDirectory, load_backbone, load_run
+from lumiere_jax.data.input_pipeline import Record
 from lumiere_jax.diffusion import noise_schedule
 from lumiere_jax.models import parameter_partition
 from lumiere_jax.text.load_t5 import load_t5_encoder
@@ -74,16 +74,16 @@ def _flat(config: ml_collections.ConfigDict, prefix: str = "") -> dict[str, Any]
 
 
 def prepare_text(
-    config: ml_collections.ConfigDict, run_dir: RunDirectory
+    config: ml_collections.ConfigDict, run_dir: RunDirectory, dataset: Sequence[Record]
 ) -> tuple[ml_collections.ConfigDict, Tokenizer, T5Encoder]:
     """Tokenizer and text encoder of an image model: pre-trained and frozen, or new and trained with it."""
     fields = config.text
     if bool(fields.checkpoint) != bool(fields.tokenizer):
         raise ValueError(
-            f"text.checkpoint={fields.checkpoint!r} and text.tokenizer={fields.tokenizer!r}: give both (a T5 encoder and "
-            "its SentencePiece model) or neither"
+            f"text.checkpoint={fields.checkpoint!r} and text.tokenizer={fields.tokenizer!r}: give both (a T5 encoder "
+            "and its SentencePiece model) or neither"
         )
-    captions = [_as_text(record["caption"]) for record in open_dataset(config.dataset, "train")]
+    captions = [_as_text(record["caption"]) for record in dataset]
     if fields.checkpoint:
         tokenizer = Tokenizer.load(fields.tokenizer)
         text_encoder = parameter_partition.freeze(load_t5_encoder(fields.checkpoint))
@@ -106,30 +106,34 @@ def prepare_inflation(
     Returns:
       the config with the image model's `unet` and `text`, tokenizer, text encoder, and the U-Net's parameters.
     """
-    config = config.copy_and_resolve_references()
     saved = run_dir.read_config()
     if saved is None:
-        path = config.backbone.path
-        if not path:
-            path = run_dir.image_model
-            print(f"backbone.path names no image model: training it first, in {path}", flush=True)
-            train_image_model(config.backbone.config, path)
-        image = load_run(path, require_finished=True)
-        if "temporal" in image.config:
-            raise ValueError(f"backbone.path={path} is an inflated run: give the run of an image model")
-        config.unet, text = image.config.unet, image.config.text
-        graphdef, unet, _ = parameter_partition.split(image.model.unet)
-        encoder_parameters = nnx.to_pure_dict(nnx.state(image.model.text_encoder))
-        run_dir.write_text_encoder(0, encoder_parameters)
+        image = _image_model(config.backbone, run_dir, train_image_model)
+        run_dir.write_text_encoder(0, nnx.to_pure_dict(nnx.state(image.model.text_encoder)))
         run_dir.write_tokenizer(image.tokenizer)
-        save_tree(run_dir.backbone, unet, overwrite=True)
-    else:
-        config.unet, text = saved.unet, saved.text
-    dropout = config.text.dropout
-    config.text = text.copy_and_resolve_references()
-    config.text.dropout = dropout
+        save_tree(run_dir.backbone, nnx.to_pure_dict(nnx.state(image.model.unet)), overwrite=True)
+    source = saved or image.config
+    config = ml_collections.ConfigDict(config.to_dict())  # a copy that takes new fields
+    config.unet = source.unet
+    config.text = source.text.to_dict() | {"dropout": config.text.dropout}
     text_encoder = parameter_partition.freeze(load_t5_encoder(run_dir.text_encoder(0)))
-    return config, run_dir.read_tokenizer(), text_encoder, load_tree(run_dir.backbone)
+    return config, run_dir.read_tokenizer(), text_encoder, load_backbone(run_dir.backbone, config)
+
+
+def _image_model(
+    backbone: ml_collections.ConfigDict,
+    run_dir: RunDirectory,
+    train_image_model: Callable[[ml_collections.ConfigDict, Any], None],
+) -> Run:
+    path = backbone.path
+    if not path:
+        path = run_dir.image_model
+        print(f"backbone.path names no image model: training it first, in {path}", flush=True)
+        train_image_model(backbone.config, path)
+    image = load_run(path, require_finished=True)
+    if "temporal" in image.config:
+        raise ValueError(f"backbone.path={path} is an inflated run: give the run of an image model")
+    return image
 
 
 def make_objective(config: ml_collections.ConfigDict) -> Objective:

@@ -259,6 +259,10 @@ def _with_sharding(name: str, leaf: Any, sharding: Sharding | None) -> jax.Shape
         if jax.process_count() > 1:
             raise ValueError(f"leaf {name} has no sharding: several processes must say where each leaf goes")
         sharding = SingleDeviceSharding(jax.devices()[0])
+    try:
+        sharding.shard_shape(tuple(leaf.shape))
+    except ValueError as error:
+        raise ValueError(f"leaf {name} of shape {tuple(leaf.shape)} does not divide over {sharding}") from error
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
@@ -303,7 +307,10 @@ def _read_metadata(path: epath.Path) -> ocp.CheckpointMetadata:
             f"{path} is not a complete checkpoint: it was only half written (or copied), or is something else. "
             "Use another checkpoint, or remove it and write it again."
         )
-    metadata = ocp.metadata(path)
+    try:
+        metadata = ocp.metadata(path)
+    except (OSError, ValueError) as error:
+        raise _damaged(path) from error
     if metadata.metadata is None:  # how Orbax says that it could not read a file
         raise _damaged(path)
     return metadata

@@ -130,12 +130,28 @@ def _as_tuples(node: Any) -> Any:
     return tuple(_as_tuples(value) for value in node) if isinstance(node, list) else node
 
 
-def build_unet(config: ml_collections.ConfigDict) -> UNet2D:
-    """The U-Net of a config with new parameters: `config.unet`, inflated where the config has `temporal`."""
-    unet = UNet2D(UNet2DConfig(**config.unet), rngs=nnx.Rngs(config.seed))
+def build_unet(config: ml_collections.ConfigDict, image_parameters: dict | None = None) -> UNet2D:
+    """The U-Net of a config: `config.unet`, inflated where the config has `temporal`.
+
+    Args:
+      config: of a run.
+      image_parameters: the image model's, as `nnx.to_pure_dict` gives them; by default they are new.
+    """
+    fields = UNet2DConfig(**config.unet)
+    if image_parameters is None:
+        unet = UNet2D(fields, rngs=nnx.Rngs(config.seed))
+    else:
+        graphdef = nnx.graphdef(nnx.eval_shape(lambda: UNet2D(fields, rngs=nnx.Rngs(0))))
+        unet = nnx.merge(graphdef, image_parameters)
     if "temporal" in config:
         unet = inflate(unet, TemporalConfig(**config.temporal), rngs=nnx.Rngs(config.seed + 1))
     return unet
+
+
+def load_backbone(path: str | os.PathLike[str], config: ml_collections.ConfigDict) -> dict:
+    """Reads the image model's parameters that an inflated run keeps in `RunDirectory.backbone`."""
+    image = nnx.eval_shape(lambda: UNet2D(UNet2DConfig(**config.unet), rngs=nnx.Rngs(0)))
+    return load_tree(path, nnx.to_pure_dict(nnx.state(image)))
 
 
 def load_run(path: str | os.PathLike[str], *, require_finished: bool = False) -> Run:
@@ -164,11 +180,9 @@ def load_run(path: str | os.PathLike[str], *, require_finished: bool = False) ->
             raise CheckpointError(
                 f"{path} has done {step} of {config.training.steps} steps: start its training command again to finish"
             )
-        unet = nnx.eval_shape(lambda: build_unet(config))
-        graphdef, trained, frozen = parameter_partition.split(unet)
+        backbone = load_backbone(directory.backbone, config) if "temporal" in config else None
+        graphdef, trained, frozen = parameter_partition.split(build_unet(config, backbone))
         _, restored = manager.restore({"average": {"unet": trained}}, step, partial=True)
-    if "temporal" in config:
-        frozen = load_tree(directory.backbone, frozen)
     text_encoder = parameter_partition.freeze(load_t5_encoder(directory.text_encoder(step)))
     unet = nnx.merge(graphdef, restored["average"]["unet"], frozen)
     model = TextToVideo(text_encoder, unet, dtype=jnp.dtype(config.compute_dtype))

@@ -1,18 +1,22 @@
 """The data set that a config names, prepared on first use."""
 
+from collections.abc import Sequence
+
 import ml_collections
 import tensorflow_datasets as tfds
 
 from lumiere_jax.data import moving_shapes, video_folder
-from lumiere_jax.data.input_pipeline import Record, Sequence
+from lumiere_jax.data.input_pipeline import Record
 
 
-def open_dataset(config: ml_collections.ConfigDict, split: str) -> Sequence[Record]:
+def open_dataset(config: ml_collections.ConfigDict) -> tuple[Sequence[Record], Sequence[Record]]:
     """Opens `config.dataset`, preparing it first where it is missing.
 
     Args:
       config: `dataset` of a training config.
-      split: `train` or `validation`. A folder of videos has one split, which serves as both.
+
+    Returns:
+      Records for training and for validation. A folder of videos has one split, which serves as both.
 
     Raises:
       ValueError: an unknown name, or a folder that cannot be used.
@@ -21,6 +25,7 @@ def open_dataset(config: ml_collections.ConfigDict, split: str) -> Sequence[Reco
     match config.name:
         case "moving_shapes":
             builder = moving_shapes.prepare(data_dir, config.path or "demo")
+            return builder.as_data_source(split="train"), builder.as_data_source(split="validation")
         case "video_folder":
             if not config.path:
                 raise ValueError("dataset.path is empty: give the folder of videos, --config.dataset.path=DIR")
@@ -33,7 +38,6 @@ def open_dataset(config: ml_collections.ConfigDict, split: str) -> Sequence[Reco
                 captions=config.captions or None,
                 default_caption=config.default_caption or None,
             )
-            split = "train"
+            return (builder.as_data_source(split="train"),) * 2
         case _:
             raise ValueError(f"dataset.name={config.name!r}: use moving_shapes or video_folder")
-    return builder.as_data_source(split=split)

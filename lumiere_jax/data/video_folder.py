@@ -18,7 +18,6 @@ from collections.abc import Iterator
 
 import numpy as np
 import tensorflow_datasets as tfds
-from absl import logging
 from av.video.reformatter import VideoReformatter
 
 from lumiere_jax.data.clip_sampling import center_crop_resize, sample_by_time
@@ -125,7 +124,7 @@ def prepare(
     """Cuts a folder of videos into clips, unless that was done before.
 
     A changed folder (files, their sizes or times of change), other captions or other settings give another
-    directory in `data_dir`. What became of each file is logged, and written there as `report.json`. On several
+    directory in `data_dir`. What became of each file is printed, and written there as `report.json`. On several
     hosts that share `data_dir`, prepare on one of them first.
 
     Args:
@@ -164,9 +163,9 @@ def prepare(
     builder = VideoFolder(data_dir=os.fspath(data_dir), config=config)
     builder.download_and_prepare()  # does nothing where the data set is there
     clips, rejected = builder.report["clips"], builder.report["rejected"]
-    logging.info("%s: %d clips of %d videos", builder.data_dir, sum(clips.values()), len(clips))
+    print(f"{builder.data_dir}: {sum(clips.values())} clips from {len(clips)} videos, {len(rejected)} videos rejected")
     for reason in rejected.values():
-        logging.warning("rejected: %s", reason)
+        print(f"  rejected: {reason}", flush=True)
     return builder
 
 

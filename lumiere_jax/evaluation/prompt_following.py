@@ -209,7 +209,7 @@ def _windows(
     size = matte.shape[1]
     half = math.ceil(_REACH * track[:, 2].max() * size) + 1
     padded = np.pad(matte, ((0, 0), (half, half), (half, half)))
-    corners = np.floor(track[:, :2] * size).astype(int)  # In the padded frame: half a window up and left.
+    corners = np.floor(track[:, :2] * size).astype(int)  # Of the windows, in the padded frame.
     cut = [frame[y : y + 2 * half, x : x + 2 * half] for frame, (x, y) in zip(padded, corners, strict=True)]
     inside = np.concatenate([track[:, :2] * size - corners + half, track[:, 2:] * size], axis=1) / (2 * half)
     return np.stack(cut), inside
@@ -255,9 +255,10 @@ def _unit_area(shape: str) -> float:
 def _read_direction(time: Float[np.ndarray, " frames"], track: Float[np.ndarray, "frames 3"]) -> str:
     """The direction nearest to the velocity that fits the positions best."""
     velocity = np.polyfit(time, track[:, :2], 1)[0]
-    travelled = np.linalg.norm(velocity) * (time[-1] - time[0])
+    if np.linalg.norm(velocity) * (time[-1] - time[0]) < _MIN_TRAVEL:
+        return "none"
     explained = (velocity**2).sum() * time.var() / track[:, :2].var(axis=0).sum()
-    if travelled < _MIN_TRAVEL or explained < _MIN_STRAIGHTNESS:
+    if explained < _MIN_STRAIGHTNESS:
         return "none"
     return max(shapes_scene.DIRECTIONS, key=lambda name: float(velocity @ shapes_scene.DIRECTIONS[name]))
 

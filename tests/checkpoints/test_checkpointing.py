@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import pathlib
 import signal
 import subprocess
 import sys
@@ -173,7 +172,7 @@ def test_checkpoint_of_another_architecture(tmp_path):
             w: float32[3, 4] in the checkpoint, float32[3, 5] wanted""")
 
 
-def test_missing_and_damaged(tmp_path):
+def test_missing(tmp_path):
     leaf = {"a": jax.ShapeDtypeStruct((200,), jnp.float32)}
     manager = CheckpointManager(tmp_path / "run")
     with pytest.raises(CheckpointError, match="run does not exist"):
@@ -189,14 +188,28 @@ def test_missing_and_damaged(tmp_path):
     with pytest.raises(CheckpointError, match="nowhere does not exist"):
         load_tree(tmp_path / "nowhere")
 
-    save_tree(tmp_path / "tree", {"a": jnp.arange(200.0)})
-    for file in pathlib.Path(tmp_path / "tree").rglob("d/*"):
-        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    with pytest.raises(CheckpointError, match="tree is damaged"):
-        load_tree(tmp_path / "tree", leaf)
-    (tmp_path / "tree" / "commit_success.txt").unlink()
-    with pytest.raises(CheckpointError, match="not a complete checkpoint"):
-        load_tree(tmp_path / "tree", leaf)
+
+@pytest.mark.parametrize(
+    ("file", "kept", "message"),
+    [
+        ("state/d/*", 0.5, "is damaged"),
+        ("state/d/*", 0, "is damaged"),
+        ("state/_METADATA", 0.5, "is damaged"),
+        ("state/_METADATA", 0, "is damaged"),
+        ("_CHECKPOINT_METADATA", 0, "is damaged"),
+        ("commit_success.txt", 0, "is not a complete checkpoint"),
+    ],
+)
+def test_damaged(tmp_path, file, kept, message):
+    tree = {"a": jnp.arange(200.0)}
+    save_tree(tmp_path / "tree", tree)
+    (path,) = (tmp_path / "tree").glob(file)
+    content = path.read_bytes()
+    path.unlink()
+    if kept:
+        path.write_bytes(content[: int(kept * len(content))])
+    with pytest.raises(CheckpointError, match=f"tree {message}"):
+        load_tree(tmp_path / "tree", tree)
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,7 @@ def test_single_frames_tell_of_the_motion():
     for name, (unit_x, unit_y) in shapes_scene.DIRECTIONS.items():
         progress = (frames[name][:, 0] - 0.5) * unit_x + (frames[name][:, 1] - 0.5) * unit_y
         assert (progress > 0).mean() > 0.8, name
+        assert progress.min() > -0.105, name
     assert frames["growing"][:, 2].max() > 1.5 * max(shapes_scene.RADII.values())
     assert frames["shrinking"][:, 2].min() < 0.6 * min(shapes_scene.RADII.values())
     for key, each in frames.items():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
+from lumiere_jax.checkpoints.checkpointing import load_tree, save_tree
 from lumiere_jax.distributed.mesh import make_mesh
 from lumiere_jax.distributed.partitioning import batch_sharding, parameter_shardings, replicated, shard_batch
 
@@ -75,6 +76,12 @@ def test_parameters_are_everywhere():
     assert len(held) == 8
     for copy in held.values():
         np.testing.assert_array_equal(copy, params["kernel"])
+
+
+def test_restoring_onto_a_mesh_that_does_not_divide_a_leaf(tmp_path):
+    save_tree(tmp_path / "tree", {"bias": jnp.ones(6)})
+    with pytest.raises(ValueError, match=r"leaf bias of shape \(6,\) does not divide"):
+        load_tree(tmp_path / "tree", sharding=batch_sharding(make_mesh(data=4, rows=2), 1))
 
 
 def test_a_gradient_does_not_depend_on_the_mesh():

@@ -17,4 +17,4 @@ def test_on_eight_devices():
         timeout=300,
     )
     assert process.returncode == 0, process.stdout + process.stderr
-    assert "9 passed" in process.stdout
+    assert "10 passed" in process.stdout

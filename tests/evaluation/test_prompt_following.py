@@ -1,12 +1,13 @@
 """The evaluator reads real clips right, degraded ones too, and is not fooled by wrong ones."""
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
 import scipy.ndimage
 
-from lumiere_jax.data import shapes_scene
+from lumiere_jax.data import shapes_rendering, shapes_scene
 from lumiere_jax.data.moving_shapes import prompts, render
 from lumiere_jax.evaluation import prompt_following
 from lumiere_jax.evaluation.prompt_following import prompt_following_accuracy, read_attributes
@@ -99,6 +100,19 @@ def test_still_clip_has_no_motion(small):
     assert seen.shape == scenes[index].objects[0].shape
 
 
+@pytest.mark.parametrize("shape", shapes_scene.SHAPES)
+def test_template_of_the_right_shape_size_and_angle_fits_best(shape):
+    track = np.array([[0.45, 0.52, 0.27, math.radians(15)]], np.float32)
+    matte = shapes_rendering.coverage(shape, track, 48)
+    matte = scipy.ndimage.gaussian_filter(matte, (0, 0.9, 0.9))  # As blurry as the templates.
+    seen = prompt_following._track(matte)
+    np.testing.assert_allclose(seen[0, :2], track[0, :2], atol=1e-3)
+    similarity = {each: prompt_following._similarity(each, matte, seen)[0] for each in shapes_scene.SHAPES}
+    assert similarity[shape].max() > 0.999
+    assert max(similarity[each].max() for each in similarity if each != shape) < 0.985
+    assert similarity[shape].argmax() == (0 if shape == "circle" else 2)  # Steps of 7.5 degrees.
+
+
 @pytest.mark.parametrize("sigma", [0.0, 0.1])
 def test_empty_and_noisy_clips_show_nothing(sigma):
     noise = sigma * np.random.default_rng(0).standard_normal((16, 32, 32, 3)).astype(np.float32)
@@ -111,7 +125,7 @@ def test_empty_and_noisy_clips_show_nothing(sigma):
 def test_pale_object_before_a_tinted_background(small):
     clips, scenes = small
     for clip, scene in list(zip(clips, scenes, strict=True))[:16]:
-        tinted = 0.6 * clip + [0.1, 0.0, -0.1]
+        tinted = 0.6 * clip + [0.35, 0.0, -0.35]
         seen = read_attributes(tinted.astype(np.float32), 8)
         assert seen.colour == scene.objects[0].colour
         assert seen.motion == scene.objects[0].motion
