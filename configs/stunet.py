@@ -39,7 +39,7 @@ def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
     }
     config.diffusion = image.diffusion
     config.training = image.training.copy_and_resolve_references()
-    config.training.update({"steps": 800, "batch_size": 4, "learning_rate": 2e-3, "preview_every": 400})
+    config.training.update({"steps": 1000, "batch_size": 2, "learning_rate": 2e-3, "preview_every": 500})
     config.training.update({"checkpoint_every": 200, "validate_every": 100, "validation_clips": 8, "log_every": 20})
     config.sampling = image.sampling.copy_and_resolve_references()
     config.mesh = {"data": -1, "rows": 1}

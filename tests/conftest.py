@@ -9,7 +9,8 @@ import pytest
 # Every public function's shape annotations are checked while the tests run.
 jaxtyping.install_import_hook("lumiere_jax", "beartype.beartype")
 
-# Compile time dominates on CPU: the second run of the tests reuses the first one's programs.
+# Compile time dominates on CPU: programs are tiny, so let XLA try less; and the second run reuses the first one's.
+jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(__file__).parent.parent / ".cache" / "jax"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 

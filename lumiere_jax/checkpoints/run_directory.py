@@ -41,6 +41,10 @@ class Run:
     step: int
     path: pathlib.Path
 
+    def parameters(self) -> dict:
+        """All parameters, as nested dicts."""
+        return nnx.to_pure_dict(nnx.state(self.model))
+
 
 class RunDirectory:
     """Paths of a run directory, and its small files."""

@@ -27,6 +27,7 @@ def sample_videos(
     prompts: Sequence[str],
     *,
     seed: int = 0,
+    first_number: int = 0,
     frames: int | None = None,
     size: tuple[int, int] | None = None,
     steps: int | None = None,
@@ -39,6 +40,7 @@ def sample_videos(
       run: from `load_run`.
       prompts: texts, at most `run.config.text.length` tokens each.
       seed: of the noise; prompt number i starts from noise i.
+      first_number: the first prompt's number, where many prompts are sampled in several calls.
       frames: per clip, default the run's; any number (padded to the temporal stride inside the model).
       size: (height, width) in pixels, default the run's.
       steps, guidance_weight, sampler: default those of the run's config.
@@ -58,7 +60,7 @@ def sample_videos(
         raise ValueError(f"frames={frames} and size={(height, width)} must be positive")
     tokens = encode_prompts(run, prompts)
     key = jax.random.key(seed)
-    noise = _noise(key, 0, (len(prompts), frames, height, width, 3))
+    noise = _noise(key, 0, first_number, (len(prompts), frames, height, width, 3))
     graphdef, state = nnx.split(run.model)
     return np.asarray(_sample(graphdef, state, noise, *tokens, None, None, key, settings=settings))
 
@@ -69,6 +71,7 @@ def super_resolve(
     prompts: Sequence[str],
     *,
     seed: int = 0,
+    first_number: int = 0,
     steps: int | None = None,
     guidance_weight: float | None = None,
     sampler: str | None = None,
@@ -79,7 +82,7 @@ def super_resolve(
       run: a super-resolution run, whose `clip.frames` is the window.
       videos: in [-1, 1], any number of frames; enlarged by the run's `diffusion.low_res_factor`.
       prompts: one per clip, as for the base model.
-      seed: of the noise.
+      seed, first_number: of the noise, as for the base model.
       steps, guidance_weight, sampler: default those of the run's config.
 
     Raises:
@@ -96,8 +99,8 @@ def super_resolve(
     level = jnp.full((len(videos),), run.config.sampling.noise_level)
     # Another stream than the base model's, so that the two noises are independent.
     key = jax.random.fold_in(jax.random.key(seed), 2)
-    low_res = low_resolution.augment(low_res, level, _noise(key, 0, low_res.shape), settings.schedule)
-    noise = _noise(key, 1, low_res.shape)
+    low_res = low_resolution.augment(low_res, level, _noise(key, 0, first_number, low_res.shape), settings.schedule)
+    noise = _noise(key, 1, first_number, low_res.shape)
     graphdef, state = nnx.split(run.model)
     tokens = encode_prompts(run, prompts)
     return np.asarray(_sample(graphdef, state, noise, *tokens, low_res, level, key, settings=settings))
@@ -109,10 +112,10 @@ def encode_prompts(run: Run, prompts: Sequence[str]) -> tuple[Array, Array]:
     return tuple(jnp.asarray(run.tokenizer.encode(texts, length)[0]) for texts in (list(prompts), [""] * len(prompts)))
 
 
-def _noise(key: Array, stream: int, shape: tuple[int, ...]) -> Array:
-    """Normal noise `shape` whose row i depends on i alone."""
+def _noise(key: Array, stream: int, first_number: int, shape: tuple[int, ...]) -> Array:
+    """Normal noise whose row i depends on the stream and on `first_number + i` alone."""
     stream_key = jax.random.fold_in(key, stream)
-    keys = jax.vmap(lambda row: jax.random.fold_in(stream_key, row))(jnp.arange(shape[0]))
+    keys = jax.vmap(lambda row: jax.random.fold_in(stream_key, row))(first_number + jnp.arange(shape[0]))
     return jax.vmap(lambda row_key: jax.random.normal(row_key, shape[1:]))(keys)
 
 

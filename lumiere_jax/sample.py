@@ -1,0 +1,130 @@
+"""Sampling: `python -m lumiere_jax.sample --checkpoint=DIR --prompt="a red circle moving left" --output=DIR`.
+
+For every prompt and resolution: mp4, gif, contact sheet, X-T slice, and a JSON file that says how it was made.
+The same seed gives the same pixels. The functions behind it are importable: see `lumiere_jax`.
+"""
+
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from absl import app, flags, logging
+
+from lumiere_jax.checkpoints.checkpointing import CheckpointError, tree_hash
+from lumiere_jax.checkpoints.run_directory import Run, load_run
+from lumiere_jax.distributed import platform
+from lumiere_jax.pipelines.results import file_name, library_versions, write_video
+from lumiere_jax.pipelines.text_to_video import encode_prompts, sample_videos, super_resolve
+
+_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run directory: the --workdir of a text-to-video training.")
+_SUPER_RESOLUTION = flags.DEFINE_string("super_resolution", None, "The --workdir of a super-resolution training.")
+_PROMPTS = flags.DEFINE_multi_string("prompt", [], "What to show; may be repeated.")
+_PROMPTS_FILE = flags.DEFINE_string("prompts_file", None, "A text file with one prompt per line.")
+_OUTPUT = flags.DEFINE_string("output", "samples", "Where the clips go.")
+_SEED = flags.DEFINE_integer("seed", 0, "Of the noise: the same seed gives the same pixels.", 0, 2**31 - 2)
+_FRAMES = flags.DEFINE_integer("frames", None, "Frames per clip; default: as trained.", 1)
+_HEIGHT = flags.DEFINE_integer("height", None, "Pixels of the base clip; default: as trained.", 1)
+_WIDTH = flags.DEFINE_integer("width", None, "Pixels of the base clip; default: as trained.", 1)
+_STEPS = flags.DEFINE_integer("steps", None, "Denoising steps of the base model; default: the run's config.", 1)
+_GUIDANCE = flags.DEFINE_float("guidance", None, "Classifier-free guidance weight, 1 is none; default: the config's.")
+_SAMPLER = flags.DEFINE_enum("sampler", None, ["ddpm", "ddim", "dpm_solver_pp_2m"], "Default: the config's.")
+_BATCH = flags.DEFINE_integer("batch_size", 4, "Clips that are sampled at once.", 1)
+
+
+def sample(
+    run: Run,
+    super_resolution: Run | None,
+    prompts: Sequence[str],
+    output: pathlib.Path,
+    *,
+    seed: int,
+    batch_size: int,
+    **settings: Any,
+) -> None:
+    """Samples every prompt and writes it, at the base and, with `super_resolution`, at the higher resolution.
+
+    Args:
+      run: a text-to-video run.
+      super_resolution: a super-resolution run, or None.
+      prompts: the texts.
+      output: the directory to write to.
+      seed: of the noise.
+      batch_size: clips that are sampled at once.
+      **settings: the other arguments of `sample_videos`.
+    """
+    for each in (run, super_resolution):
+        if each is not None:
+            encode_prompts(each, prompts)  # a prompt that is too long fails before any work
+    made_with = {"seed": seed, **settings, "versions": library_versions(), **_describe("checkpoint", run)}
+    if super_resolution is not None:
+        made_with |= _describe("super_resolution", super_resolution)
+    for first in range(0, len(prompts), batch_size):
+        batch = list(prompts[first : first + batch_size])
+        # Always a full batch, so that one compiled program serves all; what is too much is dropped.
+        padded = batch + [""] * (min(batch_size, len(prompts)) - len(batch))
+        base = sample_videos(run, padded, seed=seed, first_number=first, **settings)
+        results = {"": base}
+        if super_resolution is not None:
+            results["_high_resolution"] = super_resolve(super_resolution, base, padded, seed=seed, first_number=first)
+        for suffix, videos in results.items():
+            _write(videos, batch, first, suffix, output, run.config.clip.fps, made_with)
+
+
+def _write(
+    videos: np.ndarray, prompts: Sequence[str], first: int, suffix: str, output: pathlib.Path, fps: float, facts: dict
+) -> None:
+    for number, (prompt, video) in enumerate(zip(prompts, videos, strict=False), start=first):
+        shape = dict(zip(("frames", "height", "width"), video.shape, strict=False))
+        sidecar = {"prompt": prompt, "number": number, **shape, "fps": fps, **facts}
+        mp4 = write_video(output, file_name(number, prompt) + suffix, video, fps, sidecar)[0]
+        print(f"{mp4}  {shape['frames']} frames of {shape['width']}x{shape['height']}: {prompt!r}", flush=True)
+
+
+def _describe(name: str, run: Run) -> dict:
+    parameters = tree_hash(run.parameters())
+    return {name: {"path": str(run.path), "name": run.config.name, "step": run.step, "sha256": parameters}}
+
+
+def read_prompts(prompts: Sequence[str], prompts_file: str | None) -> list[str]:
+    """The prompts of the flags, then those of the file.
+
+    Raises:
+      ValueError: there are none.
+    """
+    lines = pathlib.Path(prompts_file).read_text(encoding="utf-8").splitlines() if prompts_file else []
+    found = [*prompts, *(line.strip() for line in lines if line.strip())]
+    if not found:
+        raise ValueError('no prompt: give --prompt="..." or --prompts_file=FILE with one prompt per line')
+    return found
+
+
+def main(_argv: list[str]) -> None:
+    """Entry point."""
+    logging.set_verbosity(logging.WARNING)
+    try:
+        prompts = read_prompts(_PROMPTS.value, _PROMPTS_FILE.value)
+        run = load_run(_CHECKPOINT.value)
+        super_resolution = load_run(_SUPER_RESOLUTION.value) if _SUPER_RESOLUTION.value else None
+        sample(
+            run,
+            super_resolution,
+            prompts,
+            pathlib.Path(_OUTPUT.value),
+            seed=_SEED.value,
+            batch_size=_BATCH.value,
+            frames=_FRAMES.value,
+            size=(_HEIGHT.value or run.config.clip.size, _WIDTH.value or run.config.clip.size),
+            steps=_STEPS.value,
+            guidance_weight=_GUIDANCE.value,
+            sampler=_SAMPLER.value,
+        )
+    except (ValueError, OSError, CheckpointError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    platform.configure()
+    flags.mark_flag_as_required("checkpoint")
+    app.run(main)

@@ -1,0 +1,353 @@
+"""Training end to end on the `test` variants: both stages, resume, kill -9, bad input; then sampling and evaluation."""
+
+import contextlib
+import io
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from configs import ssr, stunet, text_to_image
+from lumiere_jax import evaluate, sample, train, train_setup
+from lumiere_jax.checkpoints.checkpointing import CheckpointError, load_tree, tree_hash
+from lumiere_jax.checkpoints.run_directory import RunDirectory, load_run
+from lumiere_jax.data import video_io
+from lumiere_jax.pipelines.text_to_video import sample_videos, super_resolve
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def test_config(module, data_dir, **training):
+    config = module.get_config("test")
+    config.dataset.data_dir = str(data_dir)
+    config.training.update(training)
+    return config
+
+
+test_config.__test__ = False
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory, data_dir):
+    """A trained STUNet with the image model that was trained first, and what the training printed."""
+    workdir = tmp_path_factory.mktemp("base")
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        train.train(test_config(stunet, data_dir), workdir)
+    return workdir, printed.getvalue()
+
+
+@pytest.fixture(scope="session")
+def super_resolution(tmp_path_factory, data_dir):
+    workdir = tmp_path_factory.mktemp("ssr")
+    train.train(test_config(ssr, data_dir), workdir)
+    return workdir
+
+
+def final_state(workdir):
+    directory = RunDirectory(workdir).checkpoints()
+    return tree_hash(load_tree(workdir / "checkpoints" / str(directory.latest_step())))
+
+
+def test_image_model_is_trained_first_and_said_so(base):
+    _, printed = base
+    assert "training it first" in printed
+    assert printed.index("text_to_image:test") < printed.index("stunet:test")
+
+
+def test_losses_with_and_without_temporal_layers_are_printed(base):
+    _, printed = base
+    assert "step 4: validation loss" in printed
+    assert "the image model, frame by frame:" in printed
+
+
+def test_frozen_parameters_are_bitwise_the_image_models(base):
+    workdir, _ = base
+    image = load_run(workdir / "image_model")
+    expected = nnx.to_pure_dict(nnx.state(image.model.unet))
+    assert tree_hash(load_tree(workdir / "backbone")) == tree_hash(expected)
+    trained = load_run(workdir).model.unet
+    temporal_only = jax.tree.leaves(nnx.state(trained))
+    assert len(temporal_only) > len(jax.tree.leaves(expected))
+    np.testing.assert_array_equal(trained.conv_in.kernel[...], image.model.unet.conv_in.kernel[...])
+
+
+def test_text_encoder_went_through_t5x_format(base):
+    workdir, _ = base
+    assert (workdir / "text_encoder" / "checkpoint_0" / "checkpoint").is_file()
+    assert (workdir / "image_model" / "text_encoder" / "checkpoint_4" / "target.token_embedder.embedding").is_dir()
+
+
+def test_previews(base):
+    workdir, _ = base
+    directory = workdir / "previews" / "step_000004"
+    names = {path.name for path in directory.iterdir()}
+    stem = "000_a_large_red_circle_moving_left"
+    assert names == {"sheet.png", *(stem + end for end in (".mp4", ".gif", "_sheet.png", "_xt.png", ".json"))}
+    frames, _ = video_io.decode_video(directory / f"{stem}.mp4")
+    assert frames.shape == (4, 16, 16, 3)
+
+
+def interrupt_at(step, monkeypatch):
+    check = train._check_finite
+
+    def interrupted(metrics, now, run_dir):
+        check(metrics, now, run_dir)
+        if now == step:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "_check_finite", interrupted)
+
+
+def test_interrupted_run_ends_bitwise_as_an_undisturbed_one(base, data_dir, tmp_path, monkeypatch, capsys):
+    workdir, _ = base
+    config = test_config(stunet, data_dir)
+    config.backbone.path = str(workdir / "image_model")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_at(3, patch)
+        train.train(config, tmp_path)
+    train.train(config, tmp_path)
+    assert "continuing from step 2" in capsys.readouterr().out
+    assert final_state(tmp_path) == final_state(workdir)
+    train.train(config, tmp_path)
+    assert "nothing to do: 4 of 4 steps are done" in capsys.readouterr().out
+
+
+def test_not_a_number_stops_the_run_and_keeps_the_last_good_checkpoint(base, data_dir, tmp_path, monkeypatch):
+    workdir, _ = base
+    config = test_config(stunet, data_dir)
+    config.backbone.path = str(workdir / "image_model")
+    batches = train.make_batches
+
+    def poisoned(*args, **kwargs):
+        for number, batch in enumerate(batches(*args, **kwargs), start=1):
+            yield batch | ({"video": batch["video"] * np.nan} if number == 3 else {})
+
+    monkeypatch.setattr(train, "make_batches", poisoned)
+    with pytest.raises(FloatingPointError, match=r"step 3: .*last good checkpoint"):
+        train.train(config, tmp_path)
+    assert RunDirectory(tmp_path).checkpoints().latest_step() == 2
+
+
+def run_cli(module, *arguments, **kwargs):
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+        "PYTHONUNBUFFERED": "1",
+    }
+    command = [sys.executable, "-m", f"lumiere_jax.{module}", *map(str, arguments)]
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **kwargs
+    )
+
+
+def test_kill_in_the_middle_then_the_same_command(base, data_dir, tmp_path):
+    arguments = (
+        *("--config=configs/stunet.py:test", f"--workdir={tmp_path}", f"--config.dataset.data_dir={data_dir}"),
+        *(f"--config.backbone.path={base[0] / 'image_model'}", "--config.training.checkpoint_every=1"),
+        *("--config.training.steps=60", "--config.training.preview_every=0"),
+    )
+    process = run_cli("train", *arguments)
+    deadline = time.monotonic() + 300
+    while (RunDirectory(tmp_path).checkpoints().latest_step() or 0) < 2:
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    reached = RunDirectory(tmp_path).checkpoints().latest_step()
+    assert 2 <= reached < 60
+    again = run_cli("train", *arguments)
+    printed, _ = again.communicate(timeout=300)
+    assert again.returncode == 0, printed
+    assert f"continuing from step {reached}" in printed
+    assert RunDirectory(tmp_path).checkpoints().latest_step() == 60
+
+
+# ------------------------------------------------------------------------------------ bad input
+
+
+def test_unknown_config_field(tmp_path):
+    process = run_cli("train", "--config=configs/stunet.py:test", f"--workdir={tmp_path}", "--config.training.stesp=3")
+    printed, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "stesp" in printed
+    assert not list(tmp_path.iterdir())
+
+
+def test_continuing_under_another_config(base, data_dir):
+    workdir, _ = base
+    before = final_state(workdir)
+    config = test_config(stunet, data_dir, learning_rate=1e-3)
+    with pytest.raises(ValueError, match=r"training.learning_rate: 0.002 when it was started, 0.001 now"):
+        train.train(config, workdir)
+    assert final_state(workdir) == before
+
+
+def test_backbone_that_is_not_there(data_dir, tmp_path):
+    config = test_config(stunet, data_dir)
+    config.backbone.path = str(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match=r"nowhere is no run directory"):
+        train.train(config, tmp_path / "run")
+
+
+def test_backbone_that_is_inflated_itself(base, data_dir, tmp_path):
+    config = test_config(stunet, data_dir)
+    config.backbone.path = str(base[0])
+    with pytest.raises(ValueError, match="give the run of an image model"):
+        train.train(config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("training.steps", 0, "training.steps=0"),
+        ("clip.frames", 0, "clip.frames=0"),
+        ("training.optimizer", "sgd", "training.optimizer='sgd'"),
+        ("diffusion.schedule", "linear", "linear"),
+        ("diffusion.low_res_factor", 3, "low_res_factor=3 does not divide clip.size=16"),
+        ("text.checkpoint", "t5", "text.tokenizer=''"),
+        ("dataset.name", "imagenet", "dataset.name='imagenet'"),
+        ("text.length", 3, "the limit is 3"),
+    ],
+)
+def test_values_that_cannot_be_trained(data_dir, tmp_path, field, value, message):
+    config = test_config(text_to_image, data_dir)
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(ValueError, match=message):
+        train.train(config, tmp_path)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_unknown_variant():
+    with pytest.raises(ValueError, match="no variant 'giant'"):
+        stunet.get_config("giant")
+
+
+def test_changed_fields_are_told_apart(base):
+    saved = RunDirectory(base[0]).read_config()
+    train_setup.check_same_run(saved, saved)
+    other = saved.copy_and_resolve_references()
+    other.temporal.strides = (1,)
+    with pytest.raises(ValueError, match=r"temporal.strides: \(2,\) when it was started, \(1,\) now"):
+        train_setup.check_same_run(saved, other)
+
+
+# ------------------------------------------------------------------------------------ sampling
+
+
+def test_sampling_command(base, super_resolution, tmp_path):
+    process = run_cli(
+        "sample",
+        *(f"--checkpoint={base[0]}", f"--super_resolution={super_resolution}", f"--output={tmp_path}"),
+        *("--prompt=a red circle moving left", "--prompt=a blue star", "--seed=3"),
+    )
+    printed, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, printed
+    assert len(list(tmp_path.glob("*.mp4"))) == 4
+    sidecar = json.loads((tmp_path / "001_a_blue_star.json").read_text())
+    assert sidecar["generated by AI"] is True
+    assert (sidecar["prompt"], sidecar["seed"], sidecar["frames"], sidecar["height"]) == ("a blue star", 3, 4, 16)
+    assert len(sidecar["checkpoint"]["sha256"]) == 64
+    large, _ = video_io.decode_video(tmp_path / "001_a_blue_star_high_resolution.mp4")
+    assert large.shape == (4, 32, 32, 3)
+    run = load_run(base[0])
+    videos = sample_videos(run, ["a red circle moving left", "a blue star"], seed=3)
+    assert sidecar["sha256 of pixels"] == sample_hash(videos[1])
+
+
+def sample_hash(video):
+    import hashlib
+
+    return hashlib.sha256(video_io.to_uint8(video).tobytes()).hexdigest()
+
+
+def test_a_prompts_clip_does_not_depend_on_the_others(base):
+    run = load_run(base[0])
+    together = sample_videos(run, ["a red circle", "a blue star"], seed=1)
+    alone = sample_videos(run, ["a blue star"], seed=1, first_number=1)
+    np.testing.assert_allclose(together[1], alone[0], atol=1e-4)
+    other_seed = sample_videos(run, ["a blue star"], seed=2, first_number=1)
+    assert np.abs(other_seed - alone).max() > 0.1
+
+
+def test_any_number_of_frames_and_any_size(base):
+    videos = sample_videos(load_run(base[0]), ["a red circle"], frames=5, size=(14, 19), steps=1)
+    assert videos.shape == (1, 5, 14, 19, 3)
+    assert np.isfinite(videos).all()
+
+
+def test_super_resolution_of_more_frames_than_a_window(super_resolution):
+    run = load_run(super_resolution)
+    video = np.random.default_rng(0).uniform(-1, 1, (1, 6, 16, 16, 3)).astype(np.float32)
+    assert super_resolve(run, video, ["a red circle"]).shape == (1, 6, 32, 32, 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"prompts": ["word " * 100]}, "the limit is 32"),
+        ({"steps": 0}, "steps=0"),
+        ({"frames": 0}, "frames=0"),
+        ({"sampler": "euler"}, "euler"),
+        ({"guidance_weight": -1.0}, "guidance=-1.0"),
+    ],
+)
+def test_sampling_arguments_out_of_range(base, arguments, message):
+    arguments = {"prompts": ["a red circle"]} | arguments
+    with pytest.raises(ValueError, match=message):
+        sample_videos(load_run(base[0]), **arguments)
+
+
+def test_runs_of_the_wrong_kind(base, super_resolution):
+    with pytest.raises(ValueError, match="is a super-resolution run"):
+        sample_videos(load_run(super_resolution), ["a red circle"])
+    with pytest.raises(ValueError, match="is no super-resolution run"):
+        super_resolve(load_run(base[0]), np.zeros((1, 4, 16, 16, 3), np.float32), ["a red circle"])
+
+
+def test_missing_half_written_and_foreign_checkpoints(base, tmp_path):
+    with pytest.raises(CheckpointError, match="is no run directory"):
+        load_run(tmp_path)
+    for file in ("config.json", "tokenizer.model"):
+        (tmp_path / file).write_bytes((base[0] / file).read_bytes())
+    with pytest.raises(CheckpointError, match="has no complete checkpoint"):
+        load_run(tmp_path)
+    (tmp_path / "text_encoder").symlink_to(base[0] / "text_encoder")
+    (tmp_path / "checkpoints").symlink_to(base[0] / "checkpoints")
+    (tmp_path / "backbone").symlink_to(base[0] / "backbone")
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["config"]["unet"]["block_out_channels"] = [8, 24]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"another architecture.*24"):
+        load_run(tmp_path)
+
+
+def test_no_prompts():
+    with pytest.raises(ValueError, match="no prompt"):
+        sample.read_prompts([], None)
+
+
+def test_evaluation(base, tmp_path):
+    run = load_run(base[0])
+    results = evaluate.evaluate(
+        run, None, tmp_path, prompts=4, held_out=False, seed=0, guidance_weight=1.0, batch_size=2
+    )
+    assert results["rendered, the evaluator's own accuracy"]["colour"]["accuracy"] == 1.0
+    assert results["generated"]["colour"]["n"] == 4
+    assert json.loads((tmp_path / "prompt_following.json").read_text())["results"].keys() == results.keys()
+    assert (tmp_path / "generated.png").is_file()
