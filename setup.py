@@ -28,7 +28,7 @@ setup(
         "jaxtyping",
         "ml-collections",
         "numpy",
-        "optax",
+        "optax>=0.2.5",  # optax.tree
         "orbax-checkpoint>=0.12.8",
         "pillow",
         "safetensors",

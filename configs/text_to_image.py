@@ -22,7 +22,7 @@ def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
     config.clip = {"frames": 1, "fps": 8.0, "size": 32}
     config.dataset = {
         "name": "moving_shapes",  # or video_folder
-        "path": "",  # moving_shapes: demo (default), full; video_folder: the folder of clips
+        "path": "one_object",  # moving_shapes: one_object, demo (two at times), full; video_folder: the folder of clips
         "data_dir": "",  # where prepared data sets are kept; default: TFDS's own, ~/tensorflow_datasets
         "captions": "",  # video_folder: a .csv or .jsonl with file and caption; default: .txt files beside the clips
         "default_caption": "a video",  # video_folder: for clips that have no caption
@@ -35,7 +35,7 @@ def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
     config.text = {
         "checkpoint": "",  # a T5X or Hugging Face T5 encoder with tokenizer; default: train a small one with this model
         "tokenizer": "",
-        "length": 32,  # tokens; a longer prompt is an error
+        "length": 24,  # tokens; a longer prompt is an error
         "dropout": 0.1,  # of captions, for classifier-free guidance
         "vocab_size": 768,  # the rest: sizes of the encoder that is trained
         "emb_dim": 64,
@@ -58,6 +58,9 @@ def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
     }
     config.diffusion = {
         "schedule": "cosine",  # or discrete_cosine, DeepFloyd IF's
+        # Towards more noise: the large, flat objects of moving_shapes are seen through much of it, and what only the
+        # text can tell (colour, place) is learned where they are not.
+        "log_snr_shift": -2.0,
         "prediction": "v",
         "weighting": "uniform",
         "low_res_factor": 0,  # > 0: super-resolution by this factor
@@ -67,7 +70,7 @@ def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
         "steps": 1500,
         "batch_size": 16,
         "optimizer": "adamw",
-        "learning_rate": 2e-3,
+        "learning_rate": 3e-3,
         "warmup_steps": 100,
         "weight_decay": 1e-4,
         "final_learning_rate": 0.1,  # share of learning_rate at the last step (cosine decay)
@@ -101,6 +104,7 @@ def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
         config.unet.norm_num_groups = 4
         config.clip.size = 16
         config.dataset.path = "tiny"
+        config.text.length = 32
         config.training.update({"steps": 4, "batch_size": 4, "warmup_steps": 1, "checkpoint_every": 2, "log_every": 1})
         config.training.update({"validate_every": 2, "validation_clips": 2, "preview_every": 4})
         config.sampling.steps = 2

@@ -12,6 +12,7 @@ import sys
 import numpy as np
 import tqdm
 from absl import app, flags, logging
+from absl.flags import FLAGS
 
 from lumiere_jax.checkpoints.checkpointing import CheckpointError
 from lumiere_jax.checkpoints.run_directory import Run, load_run
@@ -19,15 +20,6 @@ from lumiere_jax.data import moving_shapes, video_io
 from lumiere_jax.distributed import platform
 from lumiere_jax.evaluation.prompt_following import ATTRIBUTES, prompt_following_accuracy
 from lumiere_jax.pipelines.text_to_video import sample_videos, super_resolve
-
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The --workdir of a text-to-video training on moving_shapes.")
-_SUPER_RESOLUTION = flags.DEFINE_string("super_resolution", None, "Also evaluate after this run's super-resolution.")
-_PROMPTS = flags.DEFINE_integer("prompts", 100, "How many prompts.", 1)
-_HELD_OUT = flags.DEFINE_bool("held_out", False, "Combinations of attributes that the training split does not have.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of the prompts and of the noise.", 0)
-_GUIDANCE = flags.DEFINE_float("guidance", None, "Classifier-free guidance weight; default: the run's config.")
-_BATCH = flags.DEFINE_integer("batch_size", 4, "Clips that are sampled at once.", 1)
-_OUTPUT = flags.DEFINE_string("output", None, "Where the JSON and the sheet go; default: CHECKPOINT/evaluation.")
 
 
 def evaluate(
@@ -79,22 +71,34 @@ def _print_table(results: dict[str, dict]) -> None:
         print(f"{name:42}" + "".join(f"{cell:>18}" for cell in cells))
 
 
+def define_flags() -> None:
+    """The command line; defined by the entry point alone, so that several can be imported side by side."""
+    flags.DEFINE_string("checkpoint", None, "The --workdir of a text-to-video training on moving_shapes.")
+    flags.DEFINE_string("super_resolution", None, "Also evaluate after this run's super-resolution.")
+    flags.DEFINE_integer("prompts", 100, "How many prompts.", 1)
+    flags.DEFINE_bool("held_out", False, "Combinations of attributes that the training split does not have.")
+    flags.DEFINE_integer("seed", 0, "Of the prompts and of the noise.", 0)
+    flags.DEFINE_float("guidance", None, "Classifier-free guidance weight; default: the run's config.")
+    flags.DEFINE_integer("batch_size", 4, "Clips that are sampled at once.", 1)
+    flags.DEFINE_string("output", None, "Where the JSON and the sheet go; default: CHECKPOINT/evaluation.")
+
+
 def main(_argv: list[str]) -> None:
     """Entry point."""
     logging.set_verbosity(logging.WARNING)
     try:
-        run = load_run(_CHECKPOINT.value)
-        super_resolution = load_run(_SUPER_RESOLUTION.value) if _SUPER_RESOLUTION.value else None
-        output = pathlib.Path(_OUTPUT.value or run.path / "evaluation")
+        run = load_run(FLAGS.checkpoint)
+        super_resolution = load_run(FLAGS.super_resolution) if FLAGS.super_resolution else None
+        output = pathlib.Path(FLAGS.output or run.path / "evaluation")
         results = evaluate(
             run,
             super_resolution,
             output,
-            prompts=_PROMPTS.value,
-            held_out=_HELD_OUT.value,
-            seed=_SEED.value,
-            guidance_weight=_GUIDANCE.value,
-            batch_size=_BATCH.value,
+            prompts=FLAGS.prompts,
+            held_out=FLAGS.held_out,
+            seed=FLAGS.seed,
+            guidance_weight=FLAGS.guidance,
+            batch_size=FLAGS.batch_size,
         )
     except (ValueError, OSError, CheckpointError) as error:
         sys.exit(f"error: {error}")
@@ -104,5 +108,6 @@ def main(_argv: list[str]) -> None:
 
 if __name__ == "__main__":
     platform.configure()
+    define_flags()
     flags.mark_flag_as_required("checkpoint")
     app.run(main)

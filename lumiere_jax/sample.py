@@ -11,26 +11,13 @@ from typing import Any
 
 import numpy as np
 from absl import app, flags, logging
+from absl.flags import FLAGS
 
 from lumiere_jax.checkpoints.checkpointing import CheckpointError, tree_hash
 from lumiere_jax.checkpoints.run_directory import Run, load_run
 from lumiere_jax.distributed import platform
 from lumiere_jax.pipelines.results import file_name, library_versions, write_video
 from lumiere_jax.pipelines.text_to_video import encode_prompts, sample_videos, super_resolve
-
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run directory: the --workdir of a text-to-video training.")
-_SUPER_RESOLUTION = flags.DEFINE_string("super_resolution", None, "The --workdir of a super-resolution training.")
-_PROMPTS = flags.DEFINE_multi_string("prompt", [], "What to show; may be repeated.")
-_PROMPTS_FILE = flags.DEFINE_string("prompts_file", None, "A text file with one prompt per line.")
-_OUTPUT = flags.DEFINE_string("output", "samples", "Where the clips go.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of the noise: the same seed gives the same pixels.", 0, 2**31 - 2)
-_FRAMES = flags.DEFINE_integer("frames", None, "Frames per clip; default: as trained.", 1)
-_HEIGHT = flags.DEFINE_integer("height", None, "Pixels of the base clip; default: as trained.", 1)
-_WIDTH = flags.DEFINE_integer("width", None, "Pixels of the base clip; default: as trained.", 1)
-_STEPS = flags.DEFINE_integer("steps", None, "Denoising steps of the base model; default: the run's config.", 1)
-_GUIDANCE = flags.DEFINE_float("guidance", None, "Classifier-free guidance weight, 1 is none; default: the config's.")
-_SAMPLER = flags.DEFINE_enum("sampler", None, ["ddpm", "ddim", "dpm_solver_pp_2m"], "Default: the config's.")
-_BATCH = flags.DEFINE_integer("batch_size", 4, "Clips that are sampled at once.", 1)
 
 
 def sample(
@@ -100,25 +87,42 @@ def read_prompts(prompts: Sequence[str], prompts_file: str | None) -> list[str]:
     return found
 
 
+def define_flags() -> None:
+    """The command line; defined by the entry point alone, so that several can be imported side by side."""
+    flags.DEFINE_string("checkpoint", None, "A run directory: the --workdir of a text-to-video training.")
+    flags.DEFINE_string("super_resolution", None, "The --workdir of a super-resolution training.")
+    flags.DEFINE_multi_string("prompt", [], "What to show; may be repeated.")
+    flags.DEFINE_string("prompts_file", None, "A text file with one prompt per line.")
+    flags.DEFINE_string("output", "samples", "Where the clips go.")
+    flags.DEFINE_integer("seed", 0, "Of the noise: the same seed gives the same pixels.", 0, 2**31 - 2)
+    flags.DEFINE_integer("frames", None, "Frames per clip; default: as trained.", 1)
+    flags.DEFINE_integer("height", None, "Pixels of the base clip; default: as trained.", 1)
+    flags.DEFINE_integer("width", None, "Pixels of the base clip; default: as trained.", 1)
+    flags.DEFINE_integer("steps", None, "Denoising steps of the base model; default: the run's config.", 1)
+    flags.DEFINE_float("guidance", None, "Classifier-free guidance weight, 1 is none; default: the config's.")
+    flags.DEFINE_enum("sampler", None, ["ddpm", "ddim", "dpm_solver_pp_2m"], "Default: the config's.")
+    flags.DEFINE_integer("batch_size", 4, "Clips that are sampled at once.", 1)
+
+
 def main(_argv: list[str]) -> None:
     """Entry point."""
     logging.set_verbosity(logging.WARNING)
     try:
-        prompts = read_prompts(_PROMPTS.value, _PROMPTS_FILE.value)
-        run = load_run(_CHECKPOINT.value)
-        super_resolution = load_run(_SUPER_RESOLUTION.value) if _SUPER_RESOLUTION.value else None
+        prompts = read_prompts(FLAGS.prompt, FLAGS.prompts_file)
+        run = load_run(FLAGS.checkpoint)
+        super_resolution = load_run(FLAGS.super_resolution) if FLAGS.super_resolution else None
         sample(
             run,
             super_resolution,
             prompts,
-            pathlib.Path(_OUTPUT.value),
-            seed=_SEED.value,
-            batch_size=_BATCH.value,
-            frames=_FRAMES.value,
-            size=(_HEIGHT.value or run.config.clip.size, _WIDTH.value or run.config.clip.size),
-            steps=_STEPS.value,
-            guidance_weight=_GUIDANCE.value,
-            sampler=_SAMPLER.value,
+            pathlib.Path(FLAGS.output),
+            seed=FLAGS.seed,
+            batch_size=FLAGS.batch_size,
+            frames=FLAGS.frames,
+            size=(FLAGS.height or run.config.clip.size, FLAGS.width or run.config.clip.size),
+            steps=FLAGS.steps,
+            guidance_weight=FLAGS.guidance,
+            sampler=FLAGS.sampler,
         )
     except (ValueError, OSError, CheckpointError) as error:
         sys.exit(f"error: {error}")
@@ -126,5 +130,6 @@ def main(_argv: list[str]) -> None:
 
 if __name__ == "__main__":
     platform.configure()
+    define_flags()
     flags.mark_flag_as_required("checkpoint")
     app.run(main)

@@ -9,12 +9,14 @@ import functools
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from absl import app, flags, logging
+from absl.flags import FLAGS
 from flax import nnx
 from ml_collections import config_flags
 
@@ -31,6 +33,7 @@ from lumiere_jax.pipelines.text_to_video import sample_videos
 from lumiere_jax.text.tokenizer import Tokenizer
 from lumiere_jax.train_progress import Progress
 from lumiere_jax.train_setup import (
+    check_captions,
     check_config,
     check_same_run,
     make_objective,
@@ -60,6 +63,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Non
         config, tokenizer, text_encoder, backbone = prepare_inflation(config, run_dir, train_image_model=train)
     else:
         config, tokenizer, text_encoder, backbone = (*prepare_text(config, run_dir, train_set), None)
+    check_captions(tokenizer, config.text.length, train_set, validation_set)
     check_same_run(run_dir.read_config(), config)
     run_dir.write_config(config, versions())
     print(f"=== {config.name} in {run_dir.path} ===", flush=True)
@@ -127,7 +131,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Non
                 preview(state)
 
 
-def _place(mesh: jax.sharding.Mesh, tree: dict) -> dict:
+def _place(mesh: jax.sharding.Mesh, tree: Any) -> Any:
     return jax.device_put(tree, partitioning.parameter_shardings(mesh, tree))
 
 
@@ -173,21 +177,24 @@ def _due(step: int, every: int, last_step: int) -> bool:
     return every > 0 and (step % every == 0 or step == last_step)
 
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "What to train: a file of configs/, FILE.py[:VARIANT].")
-_WORKDIR = flags.DEFINE_string("workdir", None, "The run's directory; default: workdir/ and the config's name.")
+def define_flags() -> None:
+    """The command line; defined by the entry point alone, so that several can be imported side by side."""
+    config_flags.DEFINE_config_file("config", None, "What to train: a file of configs/, FILE.py[:VARIANT].")
+    flags.DEFINE_string("workdir", None, "The run's directory; default: workdir/ and the config's name.")
 
 
 def main(_argv: list[str]) -> None:
     """Entry point."""
     logging.set_verbosity(logging.WARNING)  # Orbax tells much that is of no interest
-    config = _CONFIG.value
+    config = FLAGS.config
     try:
-        train(config, _WORKDIR.value or pathlib.Path("workdir", config.name.replace(":", "_")))
+        train(config, FLAGS.workdir or pathlib.Path("workdir", config.name.replace(":", "_")))
     except (ValueError, OSError, CheckpointError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":
     platform.configure()
+    define_flags()
     flags.mark_flag_as_required("config")
     app.run(main)

@@ -83,15 +83,13 @@ def prepare_text(
             f"text.checkpoint={fields.checkpoint!r} and text.tokenizer={fields.tokenizer!r}: give both (a T5 encoder "
             "and its SentencePiece model) or neither"
         )
-    captions = [_as_text(record["caption"]) for record in dataset]
     if fields.checkpoint:
         tokenizer = Tokenizer.load(fields.tokenizer)
         text_encoder = parameter_partition.freeze(load_t5_encoder(fields.checkpoint))
     else:
-        tokenizer = run_dir.read_tokenizer() or train_tokenizer(captions, fields.vocab_size)
+        tokenizer = run_dir.read_tokenizer() or train_tokenizer(_captions(dataset), fields.vocab_size)
         sizes = ("vocab_size", "emb_dim", "num_heads", "num_layers", "head_dim", "mlp_dim")
         text_encoder = T5Encoder(T5Config(**{size: fields[size] for size in sizes}), rngs=nnx.Rngs(config.seed + 2))
-    tokenizer.encode(captions, fields.length)  # a caption that is too long fails here, not hours later
     run_dir.write_tokenizer(tokenizer)
     return config, tokenizer, text_encoder
 
@@ -140,7 +138,7 @@ def make_objective(config: ml_collections.ConfigDict) -> Objective:
     """The training objective of a config."""
     fields = config.diffusion
     return Objective(
-        schedule=noise_schedule.from_config(fields.schedule),
+        schedule=noise_schedule.from_config(fields.schedule, fields.log_snr_shift),
         prediction=fields.prediction,
         weighting=fields.weighting,
         low_res_factor=fields.low_res_factor or None,
@@ -178,5 +176,12 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **found, "git": commit.stdout.strip() or "not a git checkout"}
 
 
-def _as_text(caption: str | bytes) -> str:
-    return caption.decode() if isinstance(caption, bytes) else caption
+def check_captions(tokenizer: Tokenizer, length: int, *datasets: Sequence[Record]) -> None:
+    """Raises a ValueError for a caption that is too long: at once, not hours later when its batch comes."""
+    for dataset in datasets:
+        tokenizer.encode(_captions(dataset), length)
+
+
+def _captions(dataset: Sequence[Record]) -> list[str]:
+    captions = (record["caption"] for record in dataset)
+    return [caption.decode() if isinstance(caption, bytes) else caption for caption in captions]

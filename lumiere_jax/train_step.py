@@ -89,7 +89,7 @@ def train_step(
     # While few updates are done the average forgets faster, or it would stay near the initialisation.
     decay = jnp.minimum(ema_decay, step / (step + 10.0))
     average = optax.incremental_update(parameters, state.average, 1.0 - decay)
-    metrics = {"loss": loss, "gradient_norm": optax.global_norm(gradient)}
+    metrics = {"loss": loss, "gradient_norm": optax.tree.norm(gradient)}
     return TrainState(step, parameters, average, optimizer_state), metrics
 
 

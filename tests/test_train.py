@@ -1,6 +1,7 @@
 """Training end to end on the `test` variants: both stages, resume, kill -9, bad input; then sampling and evaluation."""
 
 import contextlib
+import hashlib
 import io
 import json
 import os
@@ -100,7 +101,7 @@ def test_previews(base):
     assert frames.shape == (4, 16, 16, 3)
 
 
-def interrupt_at(step, monkeypatch):
+def train_until_interrupted(config, workdir, step, monkeypatch):
     check = train._check_finite
 
     def interrupted(metrics, now, run_dir):
@@ -108,16 +109,17 @@ def interrupt_at(step, monkeypatch):
         if now == step:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "_check_finite", interrupted)
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "_check_finite", interrupted)
+        train.train(config, workdir)
 
 
 def test_interrupted_run_ends_bitwise_as_an_undisturbed_one(base, data_dir, tmp_path, monkeypatch, capsys):
     workdir, _ = base
     config = test_config(stunet, data_dir)
     config.backbone.path = str(workdir / "image_model")
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        interrupt_at(3, patch)
-        train.train(config, tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        train_until_interrupted(config, tmp_path, 3, monkeypatch)
     train.train(config, tmp_path)
     assert "continuing from step 2" in capsys.readouterr().out
     assert final_state(tmp_path) == final_state(workdir)
@@ -271,8 +273,6 @@ def test_sampling_command(base, super_resolution, tmp_path):
 
 
 def sample_hash(video):
-    import hashlib
-
     return hashlib.sha256(video_io.to_uint8(video).tobytes()).hexdigest()
 
 

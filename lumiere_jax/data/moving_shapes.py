@@ -100,6 +100,7 @@ class MovingShapesConfig(tfds.core.BuilderConfig):
 
 BUILDER_CONFIGS = {
     "demo": MovingShapesConfig(name="demo"),
+    "one_object": MovingShapesConfig(name="one_object", two_object_probability=0.0),
     "tiny": MovingShapesConfig(name="tiny", size=32, frames=16, train=16, validation=8, held_out=8),
     "full": MovingShapesConfig(
         name="full", size=128, frames=80, train=50_000, validation=500, held_out=500, two_object_probability=0.3

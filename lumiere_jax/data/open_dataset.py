@@ -24,7 +24,7 @@ def open_dataset(config: ml_collections.ConfigDict) -> tuple[Sequence[Record], S
     data_dir = config.data_dir or tfds.core.constants.DATA_DIR
     match config.name:
         case "moving_shapes":
-            builder = moving_shapes.prepare(data_dir, config.path or "demo")
+            builder = moving_shapes.prepare(data_dir, config.path)
             return builder.as_data_source(split="train"), builder.as_data_source(split="validation")
         case "video_folder":
             if not config.path:

@@ -1,6 +1,7 @@
 """Classifier-free guidance, and the thresholds that keep guided clips in range."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -21,7 +22,7 @@ def classifier_free_guidance(
         from the paper.
     """
 
-    def guided(x_t: Array, t: Array, *conditioning: Array) -> Array:
+    def guided(x_t: Array, t: Array, *conditioning: Any) -> Array:
         conditional, unconditional = denoiser_pair(x_t, t, *conditioning)
         # The same as u + w (c - u), and without rounding error at w = 1.
         return conditional + (weight - 1.0) * (conditional - unconditional)

@@ -175,7 +175,7 @@ def _discrete_log_snr(steps: int) -> np.ndarray:
     return np.concatenate([[np.inf], np.log(alpha_squared[1:]) - np.log(sigma_squared[1:])])
 
 
-def from_config(name: str, **fields: float | int) -> NoiseSchedule:
+def from_config(name: str, log_snr_shift: float = 0.0, **fields: float | int) -> NoiseSchedule:
     """The schedule that a config names: "cosine" or "discrete_cosine", with that class's fields.
 
     Raises:
@@ -183,8 +183,10 @@ def from_config(name: str, **fields: float | int) -> NoiseSchedule:
     """
     match name:
         case "cosine":
-            return CosineSchedule(**fields)
+            return CosineSchedule(log_snr_shift=log_snr_shift, **fields)
         case "discrete_cosine":
+            if log_snr_shift:
+                raise ValueError(f"log_snr_shift={log_snr_shift}: the discrete_cosine schedule has none, set it to 0")
             return DiscreteCosineSchedule(**fields)
         case _:
             raise ValueError(f'unknown noise schedule {name!r}: use "cosine" or "discrete_cosine"')

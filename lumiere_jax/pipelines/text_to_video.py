@@ -7,6 +7,7 @@ threshold -> sampler. Prompt number i starts from noise i of the seed, whatever 
 import dataclasses
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -61,8 +62,9 @@ def sample_videos(
     tokens = encode_prompts(run, prompts)
     key = jax.random.key(seed)
     noise = _noise(key, 0, first_number, (len(prompts), frames, height, width, 3))
-    graphdef, state = nnx.split(run.model)
-    return np.asarray(_sample(graphdef, state, noise, *tokens, None, None, key, settings=settings))
+    return np.asarray(
+        _sample(nnx.graphdef(run.model), run.parameters(), noise, *tokens, None, None, key, settings=settings)
+    )
 
 
 def super_resolve(
@@ -101,9 +103,10 @@ def super_resolve(
     key = jax.random.fold_in(jax.random.key(seed), 2)
     low_res = low_resolution.augment(low_res, level, _noise(key, 0, first_number, low_res.shape), settings.schedule)
     noise = _noise(key, 1, first_number, low_res.shape)
-    graphdef, state = nnx.split(run.model)
     tokens = encode_prompts(run, prompts)
-    return np.asarray(_sample(graphdef, state, noise, *tokens, low_res, level, key, settings=settings))
+    return np.asarray(
+        _sample(nnx.graphdef(run.model), run.parameters(), noise, *tokens, low_res, level, key, settings=settings)
+    )
 
 
 def encode_prompts(run: Run, prompts: Sequence[str]) -> tuple[Array, Array]:
@@ -155,7 +158,7 @@ def _settings(
         windows = {"window": config.clip.frames, "overlap": fields.overlap, "weights": fields.weights}
         windows["window_batch"] = fields.window_batch or None
     return Settings(
-        schedule=noise_schedule.from_config(config.diffusion.schedule),
+        schedule=noise_schedule.from_config(config.diffusion.schedule, config.diffusion.log_snr_shift),
         prediction=config.diffusion.prediction,
         sampler=defaults.sampler if sampler is None else sampler,
         steps=defaults.steps if steps is None else steps,
@@ -168,7 +171,7 @@ def _settings(
 @functools.partial(jax.jit, static_argnames=("graphdef", "settings"))
 def _sample(
     graphdef: nnx.GraphDef,
-    state: nnx.State,
+    parameters: dict,
     noise: Array,
     tokens: Array,
     empty_tokens: Array,
@@ -178,15 +181,15 @@ def _sample(
     *,
     settings: Settings,
 ) -> Array:
-    model, schedule = nnx.merge(graphdef, state), settings.schedule
+    model, schedule = nnx.merge(graphdef, parameters), settings.schedule
     texts = (model.embed_text(tokens), model.embed_text(empty_tokens))
     level = None if noise_level is None else schedule.network_time(noise_level)
 
-    def conditional(x_t: Array, t: Array, *conditioning: Array) -> Array:
+    def conditional(x_t: Array, t: Array, *conditioning: Any) -> Array:
         *low, (text, _), level = conditioning
         return model.predict(x_t, _per_clip_time(schedule, t, x_t), text, *low, noise_level=level)
 
-    def pair(x_t: Array, t: Array, *conditioning: Array) -> tuple[Array, Array]:
+    def pair(x_t: Array, t: Array, *conditioning: Any) -> tuple[Array, Array]:
         # Conditional and unconditional in one batch of the network.
         doubled = jax.tree.map(lambda a: jnp.concatenate([a, a]), (x_t, *conditioning[:-2], conditioning[-1]))
         x, *low, level = doubled
