@@ -46,7 +46,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 TRAIN = $(BIN)/python -m lumiere_jax.train
 SAMPLE = $(BIN)/python -m lumiere_jax.sample

@@ -31,11 +31,11 @@ def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
         stage.sampling.update({"guidance": 1.0, "steps": 8, "threshold": "static"})
         stage.training.preview_every = 0  # there is nothing to see without a low-resolution video
     image.unet.update({"in_channels": 6, "noise_level_embedding": True, "resnet_skip_time_act": True})
-    image.unet.update({"block_out_channels": (8, 16, 16, 32), "norm_num_groups": 4})
+    image.unet.update({"block_out_channels": (8, 16, 16, 32), "norm_num_groups": 2})
     image.unet.update({"cross_attention": (False, False, False, True), "time_embedding_act_fn": "gelu"})
-    image.training.update({"steps": 600, "batch_size": 16})
-    config.temporal.norm_groups = 4
-    config.training.update({"steps": 200, "batch_size": 2})
+    image.training.update({"steps": 300, "batch_size": 8})
+    config.temporal.norm_groups = 2
+    config.training.update({"steps": 120, "batch_size": 1, "validation_clips": 4})
     if variant == "test":
         config.clip.update({"frames": 4, "size": 32})
         config.multidiffusion.overlap = 1

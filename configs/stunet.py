@@ -31,7 +31,7 @@ def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
         "strides": (2, 2, 1),
         "conv_kernel": 3,
         "spatial_kernel": 3,
-        "norm_groups": 8,
+        "norm_groups": 4,
         "attention_layers": 2,
         "attention_head_dim": 16,
         "resampler_kernel": 3,
@@ -39,14 +39,14 @@ def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
     }
     config.diffusion = image.diffusion
     config.training = image.training.copy_and_resolve_references()
-    config.training.update({"steps": 1000, "batch_size": 2, "learning_rate": 2e-3, "preview_every": 500})
+    config.training.update({"steps": 650, "batch_size": 2, "learning_rate": 2e-3, "preview_every": 650})
     config.training.update({"checkpoint_every": 200, "validate_every": 100, "validation_clips": 8, "log_every": 20})
     config.sampling = image.sampling.copy_and_resolve_references()
     config.mesh = {"data": -1, "rows": 1}
     if variant == "test":
         config.clip.update({"frames": 4, "size": 16})
         config.temporal.strides = (2,)
-        config.temporal.update({"norm_groups": 4, "attention_head_dim": 8, "attention_layers": 1})
+        config.temporal.update({"norm_groups": 2, "attention_head_dim": 8, "attention_layers": 1})
         config.training.update({"steps": 4, "batch_size": 2, "checkpoint_every": 2, "validate_every": 2})
         config.training.update({"validation_clips": 2, "preview_every": 4, "log_every": 1})
     return config

@@ -59,7 +59,7 @@ def evaluate(
     protocol = {"prompts": prompts, "held_out": held_out, "seed": seed, "step": run.step}
     (output / "prompt_following.json").write_text(json.dumps(protocol | {"results": results}, indent=2) + "\n")
     (output / "prompts.txt").write_text("".join(f"{caption}\n" for caption in captions))
-    video_io.write_contact_sheet(output / "generated.png", np.stack(clips["generated"][:16]))
+    video_io.write_contact_sheet(output / "generated.png", clips["generated"][:16])
     return results
 
 

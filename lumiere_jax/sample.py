@@ -64,7 +64,7 @@ def _write(
 ) -> None:
     for number, (prompt, video) in enumerate(zip(prompts, videos, strict=False), start=first):
         shape = dict(zip(("frames", "height", "width"), video.shape, strict=False))
-        sidecar = {"prompt": prompt, "number": number, **shape, "fps": fps, **facts}
+        sidecar = {"prompt": prompt, "number": number, **facts, **shape, "fps": fps}
         mp4 = write_video(output, file_name(number, prompt) + suffix, video, fps, sidecar)[0]
         print(f"{mp4}  {shape['frames']} frames of {shape['width']}x{shape['height']}: {prompt!r}", flush=True)
 

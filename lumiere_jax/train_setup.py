@@ -160,7 +160,7 @@ def make_optimizer(fields: ml_collections.ConfigDict) -> optax.GradientTransform
     )
     match fields.optimizer:
         case "adamw":
-            update = optax.adamw(rate, weight_decay=fields.weight_decay)
+            update = optax.adamw(rate, b2=fields.adam_b2, weight_decay=fields.weight_decay)
         case "adafactor":
             update = optax.adafactor(rate, weight_decay_rate=fields.weight_decay or None)
         case _:

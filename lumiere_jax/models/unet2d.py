@@ -23,7 +23,7 @@ from lumiere_jax.models.layers import (
     Linear,
     SpatialConv,
     attention,
-    zeros,
+    fan_in_third,
 )
 
 
@@ -149,8 +149,7 @@ class ResnetBlock(nnx.Module):
         self.conv1 = SpatialConv(in_features, out_features, rngs=rngs)
         self.time_emb_proj = Linear(config.embedding_dim, 2 * out_features, rngs=rngs)
         self.norm2 = GroupNorm(out_features, config.norm_num_groups, epsilon=config.norm_eps)
-        # Trained from scratch, each residual block starts as the identity (not from the paper).
-        self.conv2 = SpatialConv(out_features, out_features, rngs=rngs, kernel_init=zeros)
+        self.conv2 = SpatialConv(out_features, out_features, rngs=rngs, kernel_init=fan_in_third)
         widths_differ = in_features != out_features
         self.conv_shortcut = SpatialConv(in_features, out_features, kernel_size=1, rngs=rngs) if widths_differ else None
 
@@ -194,7 +193,7 @@ class SpatialAttention(nnx.Module):
         self.to_v = None if config.only_cross_attention else Linear(features, features, rngs=rngs)
         self.add_k_proj = Linear(config.cross_attention_dim, features, rngs=rngs)
         self.add_v_proj = Linear(config.cross_attention_dim, features, rngs=rngs)
-        self.to_out = Linear(features, features, rngs=rngs, kernel_init=zeros)
+        self.to_out = Linear(features, features, rngs=rngs, kernel_init=fan_in_third)
 
     def __call__(
         self, x: Float[Array, "batch frames height width channels"], context: TextContext
@@ -312,7 +311,7 @@ class UNet2D(nnx.Module):
         self.middle = MiddleLayer(widths[-1], config, rngs=rngs)
         self.up = nnx.List(_up_levels(config, rngs))
         self.conv_norm_out = GroupNorm(widths[0], config.norm_num_groups, epsilon=config.norm_eps)
-        self.conv_out = SpatialConv(widths[0], config.out_channels, rngs=rngs, kernel_init=zeros)
+        self.conv_out = SpatialConv(widths[0], config.out_channels, rngs=rngs, kernel_init=fan_in_third)
 
     def __call__(
         self,

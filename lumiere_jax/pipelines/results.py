@@ -68,11 +68,11 @@ def library_versions() -> dict[str, str]:
 
 def write_preview(
     directory: str | os.PathLike[str], run: Run, prompts: Sequence[str], videos: Videos
-) -> UInt8[np.ndarray, "height width 3"]:
+) -> UInt8[np.ndarray, "sheet_height sheet_width 3"]:
     """Writes what a run generates at its present step: each clip, and one contact sheet of all, which is returned."""
     step_directory = pathlib.Path(directory) / f"step_{run.step:06d}"
     for number, (prompt, video) in enumerate(zip(prompts, videos, strict=True)):
         write_video(step_directory, file_name(number, prompt), video, run.config.clip.fps, {"prompt": prompt})
     sheet = step_directory / "sheet.png"
-    video_io.write_contact_sheet(sheet, videos)
+    video_io.write_contact_sheet(sheet, list(videos))
     return np.asarray(Image.open(sheet).convert("RGB"))
