@@ -160,7 +160,7 @@ def test_kill_in_the_middle_then_the_same_command(base, data_dir, tmp_path):
     arguments = (
         *("--config=configs/stunet.py:test", f"--workdir={tmp_path}", f"--config.dataset.data_dir={data_dir}"),
         *(f"--config.backbone.path={base[0] / 'image_model'}", "--config.training.checkpoint_every=1"),
-        *("--config.training.steps=60", "--config.training.preview_every=0"),
+        *("--config.training.steps=25", "--config.training.preview_every=0"),
     )
     process = run_cli("train", *arguments)
     deadline = time.monotonic() + 300
@@ -172,12 +172,12 @@ def test_kill_in_the_middle_then_the_same_command(base, data_dir, tmp_path):
     process.wait()
     process.stdout.close()
     reached = RunDirectory(tmp_path).checkpoints().latest_step()
-    assert 2 <= reached < 60
+    assert 2 <= reached < 25
     again = run_cli("train", *arguments)
     printed, _ = again.communicate(timeout=300)
     assert again.returncode == 0, printed
     assert f"continuing from step {reached}" in printed
-    assert RunDirectory(tmp_path).checkpoints().latest_step() == 60
+    assert RunDirectory(tmp_path).checkpoints().latest_step() == 25
 
 
 # ------------------------------------------------------------------------------------ bad input
