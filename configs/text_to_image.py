@@ -62,8 +62,8 @@ def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
         # Towards more noise: the large, flat objects of moving_shapes are seen through much of it, and what only the
         # text can tell (colour, place) is learned where they are not.
         "log_snr_shift": -1.0,
-        # epsilon, x0 or v. The demo's thin layers find it easier to draw the clean picture than to pass the noise on: after
-        # 400 steps x0 gives clean shapes, where v gave speckle after 1500.
+        # epsilon, x0 or v. The demo's thin layers find it easier to draw the clean picture than to pass the noise on:
+        # after 400 steps x0 gives clean shapes, where v gave speckle after 1500.
         "prediction": "x0",
         "weighting": "uniform",
         "low_res_factor": 0,  # > 0: super-resolution by this factor
