@@ -77,7 +77,7 @@ def super_resolve(
     steps: int | None = None,
     guidance_weight: float | None = None,
     sampler: str | None = None,
-) -> Videos:
+) -> Float[np.ndarray, "prompts frames large_height large_width 3"]:
     """Super-resolves clips over overlapping windows of frames that MultiDiffusion joins (paper section 3.2).
 
     Args:
