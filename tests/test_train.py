@@ -333,7 +333,7 @@ def test_missing_half_written_and_foreign_checkpoints(base, tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     config["config"]["unet"]["block_out_channels"] = [8, 24]
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match=r"another architecture.*24"):
+    with pytest.raises(CheckpointError, match=r"(?s)another architecture.*24"):
         load_run(tmp_path)
 
 
