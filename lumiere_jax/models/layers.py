@@ -18,7 +18,7 @@ Initializer = Callable[..., Array]
 fan_in_normal: Initializer = jax.nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 zeros: Initializer = jax.nn.initializers.zeros
 # PyTorch's default scale. For the last layer of a residual branch: started at zero instead, the demo's image model
-# needed more than twice the steps to the same loss.
+# learned much more slowly at first (docs/demo.md).
 fan_in_third: Initializer = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
