@@ -3,7 +3,7 @@
     python -m lumiere_jax.train --config=configs/ssr.py --workdir=workdir/ssr
     python -m lumiere_jax.sample --checkpoint=workdir/stunet --super_resolution=workdir/ssr --prompt="..." --output=out
 
-Trains an image super-resolution model on single frames first, where `--config.backbone.path` names none. Sampling runs
+Trains an image super-resolution model on single frames first, where `--config.init_from` names none. Sampling runs
 it over overlapping windows that MultiDiffusion reconciles at every step. Hardware: 2 CPU cores. Time and result of
 variant `demo` (32 -> 64 pixels): see docs/demo.md.
 
@@ -20,7 +20,7 @@ def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
     """Variants: `demo`, 32 -> 64 pixels; `test`, which is too small to learn anything."""
     config = stunet.get_config(variant)
     config.name = f"ssr:{variant}"
-    image = config.backbone.config
+    image = config.image_model
     image.name = f"image_super_resolution:{variant}"
     config.clip.frames = 8  # the window
     config.multidiffusion = {"overlap": 2, "weights": "uniform", "window_batch": 0}  # 0: all windows at once

@@ -3,7 +3,7 @@
     python -m lumiere_jax.train --config=configs/stunet.py --workdir=workdir/stunet
     python -m lumiere_jax.train --config=configs/stunet.py --config.dataset.name=video_folder --config.dataset.path=DIR
 
-Trains the image model (configs/text_to_image.py) first, where `--config.backbone.path` names none. Hardware: 2 CPU
+Trains the image model (configs/text_to_image.py) first, where `--config.init_from` names none. Hardware: 2 CPU
 cores. Time and result of variant `demo`: see docs/demo.md.
 
 From the paper: the temporal strides 2, 2, then 1 (80 -> 40 -> 20 frames), which layers are trained, the initialisation.
@@ -25,8 +25,8 @@ def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
     config.clip = {"frames": 16, "fps": 8.0, "size": 32}
     config.dataset = image.dataset  # one object: both stages see the same data
     config.text = {"dropout": 0.1}
-    # The frozen image model: `path` is its run directory; where empty, `config` is trained first, beside this run.
-    config.backbone = {"path": "", "config": image}
+    config.init_from = ""  # the frozen image model's run directory; where empty,
+    config.image_model = image  # ... this one is trained first, inside this run's directory
     config.temporal = {
         "strides": (2, 2, 1),
         "conv_kernel": 3,

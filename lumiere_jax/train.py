@@ -1,7 +1,7 @@
 """Training: `python -m lumiere_jax.train --config=configs/stunet.py [--workdir=DIR] [--config.field=value ...]`.
 
 One story for every stage. The config says which: an image model (no `temporal`), or an inflated one (`temporal`, over
-the frozen image model of `backbone`); either with or without super-resolution. Started again with the same command, a
+the frozen image model of `init_from`); either with or without super-resolution. Started again with the same command, a
 run continues from its newest complete checkpoint, whatever stopped it.
 """
 
@@ -62,7 +62,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Non
     if "temporal" in config:
         config, tokenizer, text_encoder, backbone = prepare_inflation(config, run_dir, train_image_model=train)
     else:
-        config, tokenizer, text_encoder, backbone = (*prepare_text(config, run_dir, train_set), None)
+        (tokenizer, text_encoder), backbone = prepare_text(config, run_dir, train_set), None
     check_captions(tokenizer, config.text.length, train_set, validation_set)
     check_same_run(run_dir.read_config(), config)
     run_dir.write_config(config, versions())

@@ -22,7 +22,7 @@ from lumiere_jax.train_step import Objective
 
 # Fields in which a continued run may differ from how it was started.
 _FREE_TO_CHANGE = {
-    *("name", "sampling", "mesh", "backbone", "training.steps", "training.keep_checkpoints"),
+    *("name", "sampling", "mesh", "init_from", "image_model", "training.steps", "training.keep_checkpoints"),
     *("training.checkpoint_every", "training.log_every", "training.preview_every", "training.validate_every"),
     *("dataset.data_dir", "dataset.cache_bytes", "dataset.threads"),
 }
@@ -75,7 +75,7 @@ def _flat(config: ml_collections.ConfigDict, prefix: str = "") -> dict[str, Any]
 
 def prepare_text(
     config: ml_collections.ConfigDict, run_dir: RunDirectory, dataset: Sequence[Record]
-) -> tuple[ml_collections.ConfigDict, Tokenizer, T5Encoder]:
+) -> tuple[Tokenizer, T5Encoder]:
     """Tokenizer and text encoder of an image model: pre-trained and frozen, or new and trained with it."""
     fields = config.text
     if bool(fields.checkpoint) != bool(fields.tokenizer):
@@ -91,7 +91,7 @@ def prepare_text(
         sizes = ("vocab_size", "emb_dim", "num_heads", "num_layers", "head_dim", "mlp_dim")
         text_encoder = T5Encoder(T5Config(**{size: fields[size] for size in sizes}), rngs=nnx.Rngs(config.seed + 2))
     run_dir.write_tokenizer(tokenizer)
-    return config, tokenizer, text_encoder
+    return tokenizer, text_encoder
 
 
 def prepare_inflation(
@@ -106,7 +106,7 @@ def prepare_inflation(
     """
     saved = run_dir.read_config()
     if saved is None:
-        image = _image_model(config.backbone, run_dir, train_image_model)
+        image = _image_model(config, run_dir, train_image_model)
         run_dir.write_text_encoder(0, nnx.to_pure_dict(nnx.state(image.model.text_encoder)))
         run_dir.write_tokenizer(image.tokenizer)
         save_tree(run_dir.backbone, nnx.to_pure_dict(nnx.state(image.model.unet)), overwrite=True)
@@ -119,18 +119,18 @@ def prepare_inflation(
 
 
 def _image_model(
-    backbone: ml_collections.ConfigDict,
+    config: ml_collections.ConfigDict,
     run_dir: RunDirectory,
     train_image_model: Callable[[ml_collections.ConfigDict, Any], None],
 ) -> Run:
-    path = backbone.path
+    path = config.init_from
     if not path:
         path = run_dir.image_model
-        print(f"backbone.path names no image model: training it first, in {path}", flush=True)
-        train_image_model(backbone.config, path)
+        print(f"init_from names no image model: training it first, in {path}", flush=True)
+        train_image_model(config.image_model, path)
     image = load_run(path, require_finished=True)
     if "temporal" in image.config:
-        raise ValueError(f"backbone.path={path} is an inflated run: give the run of an image model")
+        raise ValueError(f"init_from={path} is an inflated run: give the run of an image model")
     return image
 
 

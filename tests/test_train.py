@@ -117,7 +117,7 @@ def train_until_interrupted(config, workdir, step, monkeypatch):
 def test_interrupted_run_ends_bitwise_as_an_undisturbed_one(base, data_dir, tmp_path, monkeypatch, capsys):
     workdir, _ = base
     config = test_config(stunet, data_dir)
-    config.backbone.path = str(workdir / "image_model")
+    config.init_from = str(workdir / "image_model")
     with pytest.raises(KeyboardInterrupt):
         train_until_interrupted(config, tmp_path, 3, monkeypatch)
     train.train(config, tmp_path)
@@ -130,7 +130,7 @@ def test_interrupted_run_ends_bitwise_as_an_undisturbed_one(base, data_dir, tmp_
 def test_not_a_number_stops_the_run_and_keeps_the_last_good_checkpoint(base, data_dir, tmp_path, monkeypatch):
     workdir, _ = base
     config = test_config(stunet, data_dir)
-    config.backbone.path = str(workdir / "image_model")
+    config.init_from = str(workdir / "image_model")
     batches = train.make_batches
 
     def poisoned(*args, **kwargs):
@@ -159,7 +159,7 @@ def run_cli(module, *arguments, **kwargs):
 def test_kill_in_the_middle_then_the_same_command(base, data_dir, tmp_path):
     arguments = (
         *("--config=configs/stunet.py:test", f"--workdir={tmp_path}", f"--config.dataset.data_dir={data_dir}"),
-        *(f"--config.backbone.path={base[0] / 'image_model'}", "--config.training.checkpoint_every=1"),
+        *(f"--config.init_from={base[0] / 'image_model'}", "--config.training.checkpoint_every=1"),
         *("--config.training.steps=25", "--config.training.preview_every=0"),
     )
     process = run_cli("train", *arguments)
@@ -202,14 +202,14 @@ def test_continuing_under_another_config(base, data_dir):
 
 def test_backbone_that_is_not_there(data_dir, tmp_path):
     config = test_config(stunet, data_dir)
-    config.backbone.path = str(tmp_path / "nowhere")
+    config.init_from = str(tmp_path / "nowhere")
     with pytest.raises(CheckpointError, match=r"nowhere is no run directory"):
         train.train(config, tmp_path / "run")
 
 
 def test_backbone_that_is_inflated_itself(base, data_dir, tmp_path):
     config = test_config(stunet, data_dir)
-    config.backbone.path = str(base[0])
+    config.init_from = str(base[0])
     with pytest.raises(ValueError, match="give the run of an image model"):
         train.train(config, tmp_path)
 
