@@ -24,11 +24,13 @@ def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
     image.name = f"image_super_resolution:{variant}"
     config.clip.frames = 8  # the window
     config.multidiffusion = {"overlap": 2, "weights": "uniform", "window_batch": 0}  # 0: all windows at once
-    config.sampling.noise_level = 0.1  # augmentation of the low-resolution video, as a diffusion time
+    # Augmentation of the low-resolution video, as a diffusion time. DeepFloyd IF's level i is (i + 1) / 1000 of the
+    # discrete_cosine schedule; its pipeline has 250.
+    config.sampling.noise_level = 0.1
     for stage in (config, image):
         stage.clip.size = 64
         stage.diffusion.low_res_factor = 2
-        stage.sampling.update({"guidance": 1.0, "steps": 8, "threshold": "static"})
+        stage.sampling.update({"guidance": 1.0, "steps": 8, "threshold": "static", "threshold_maximum": 1.0})
         stage.training.preview_every = 0  # there is nothing to see without a low-resolution video
     image.unet.update({"in_channels": 6, "noise_level_embedding": True, "resnet_skip_time_act": True})
     image.unet.update({"block_out_channels": (8, 16, 16, 32), "norm_num_groups": 2})

@@ -88,10 +88,17 @@ def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
         "preview_every": 1500,
     }
     config.sampling = {
-        "sampler": "dpm_solver_pp_2m",
+        # DeepFloyd IF's stage I: ddpm, 100 steps, leading, learned_range, guidance 7, dynamic.
+        "sampler": "dpm_solver_pp_2m",  # or ddim, ddpm
         "steps": 20,
+        "spacing": "uniform",  # of the times: or log_snr, or leading (with discrete_cosine)
+        # Of ddpm's steps: or learned_range, where the U-Net has 6 output channels (DeepFloyd IF). Training here scores the
+        # prediction alone, nothing holds the variance in its place: after much of it posterior is the safer one.
+        "variance": "posterior",
         "guidance": 3.0,
         "threshold": "dynamic",  # or static, none
+        "threshold_percentile": 0.95,  # of dynamic (DeepFloyd IF's)
+        "threshold_maximum": 1.5,  # of dynamic (DeepFloyd IF's stage I; 1 at stage II)
         "preview_prompts": (
             "a large red circle moving left",
             "a green square spinning",

@@ -29,7 +29,7 @@ from lumiere_jax.distributed import partitioning, platform
 from lumiere_jax.models import parameter_partition
 from lumiere_jax.models.text_to_video import TextToVideo
 from lumiere_jax.pipelines.results import write_preview
-from lumiere_jax.pipelines.text_to_video import sample_videos
+from lumiere_jax.pipelines.text_to_video import sample_videos, sampling_settings
 from lumiere_jax.text.tokenizer import Tokenizer
 from lumiere_jax.train_progress import Progress
 from lumiere_jax.train_setup import (
@@ -64,6 +64,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Non
     else:
         (tokenizer, text_encoder), backbone = prepare_text(config, run_dir, train_set), None
     check_captions(tokenizer, config.text.length, train_set, validation_set)
+    sampling_settings(config)  # raises now, not at the first preview
     check_same_run(run_dir.read_config(), config)
     run_dir.write_config(config, versions())
     print(f"=== {config.name} in {run_dir.path} ===", flush=True)

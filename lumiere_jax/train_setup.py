@@ -13,7 +13,7 @@ from flax import nnx
 from lumiere_jax.checkpoints.checkpointing import save_tree
 from lumiere_jax.checkpoints.run_directory import Run, RunDirectory, load_backbone, load_run
 from lumiere_jax.data.input_pipeline import Record
-from lumiere_jax.diffusion import noise_schedule
+from lumiere_jax.diffusion import low_resolution, noise_schedule
 from lumiere_jax.models import parameter_partition
 from lumiere_jax.text.load_t5 import load_t5_encoder
 from lumiere_jax.text.t5_encoder import T5Config, T5Encoder
@@ -39,10 +39,11 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     factor = config.diffusion.low_res_factor
     if factor and config.clip.size % factor:
         raise ValueError(f"diffusion.low_res_factor={factor} does not divide clip.size={config.clip.size}")
-    for field in ("low_res_factor", "max_noise_level"):
-        if config.diffusion[field] < 0:
-            raise ValueError(f"diffusion.{field}={config.diffusion[field]} must not be negative")
-    make_objective(config)
+    if factor < 0:
+        raise ValueError(f"diffusion.low_res_factor={factor} must not be negative")
+    objective = make_objective(config)
+    if factor:
+        low_resolution.check_level("diffusion.max_noise_level", config.diffusion.max_noise_level, objective.schedule)
     make_optimizer(config.training)
 
 

@@ -131,7 +131,8 @@ def _denoiser(model: Any, batch: Batch, key: Array, objective: Objective) -> dif
         height, width = batch.video.shape[2:4]
         small = low_resolution.downsample(batch.video, objective.low_res_factor)
         level_key, noise_key = jax.random.split(key)
-        level = objective.max_noise_level * jax.random.uniform(level_key, batch.video.shape[:1])
+        # Never 0: a discrete schedule has no level there.
+        level = objective.max_noise_level * (1.0 - jax.random.uniform(level_key, batch.video.shape[:1]))
         full_size = low_resolution.upsample(small, height, width)
         noise = jax.random.normal(noise_key, full_size.shape)
         low_res = low_resolution.augment(full_size, level, noise, objective.schedule)

@@ -16,16 +16,19 @@ def classifier_free_guidance(
 
     Args:
       denoiser_pair: `(x_t, t) -> (conditional, unconditional)` predictions, both of x_t's shape; usually one call of
-        the network on a doubled batch. A network with learned variance is guided on the predicted half only. Further
-        arguments of the guided denoiser (what MultiDiffusion cuts into windows) are handed on to it.
+        the network on a doubled batch. Channels beyond x_t's are a learned variance: it is not guided, the conditional
+        one is taken (as DeepFloyd IF does). Further arguments of the guided denoiser (what MultiDiffusion cuts into
+        windows) are handed on to it.
       weight: w; 0 is unconditional, 1 exactly conditional. DeepFloyd IF uses 7 (base) and 4 (super-resolution); not
         from the paper.
     """
 
     def guided(x_t: Array, t: Array, *conditioning: Any) -> Array:
         conditional, unconditional = denoiser_pair(x_t, t, *conditioning)
+        channels = x_t.shape[-1]
+        c, u, variance = conditional[..., :channels], unconditional[..., :channels], conditional[..., channels:]
         # The same as u + w (c - u), and without rounding error at w = 1.
-        return conditional + (weight - 1.0) * (conditional - unconditional)
+        return jnp.concatenate([c + (weight - 1.0) * (c - u), variance], axis=-1)
 
     return guided
 

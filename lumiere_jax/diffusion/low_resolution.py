@@ -36,6 +36,17 @@ def upsample(
     return jnp.einsum("Hh,bfhwc,Ww->bfHWc", rows.astype(video.dtype), video, columns.astype(video.dtype))
 
 
+def check_level(field: str, level: float, schedule: NoiseSchedule) -> None:
+    """Raises ValueError if a config field's augmentation level is no diffusion time that a network can be told."""
+    if schedule.levels is None and not 0.0 <= level <= 1.0:
+        raise ValueError(f"{field}={level}: give a diffusion time from 0 to 1")
+    if schedule.levels is not None and not 0.0 < level <= 1.0:
+        raise ValueError(
+            f"{field}={level}: level i of this schedule's {schedule.levels} lies at (i + 1) / {schedule.levels}; "
+            f"give a time from {1 / schedule.levels:g} to 1"
+        )
+
+
 def _bilinear_weights(size: int, new_size: int) -> np.ndarray:
     """`[new_size, size]`: row i interpolates the inputs around i (size - 1) / (new_size - 1)."""
     position = np.linspace(0.0, size - 1, new_size)
@@ -48,6 +59,10 @@ def augment(
     noise: Float[Array, "batch frames height width channels"],
     schedule: NoiseSchedule,
 ) -> Float[Array, "batch frames height width channels"]:
-    """Noises each clip's low-resolution video with standard normal `noise` to its level, a diffusion time in [0, 1]."""
+    """Noises each clip's low-resolution video with standard normal `noise` to its level, a diffusion time in [0, 1].
+
+    The network is told `schedule.network_time(level)`. DeepFloyd IF's integer level i lies at (i + 1) / 1000 of the
+    discrete schedule, and the network is told i.
+    """
     alpha, sigma = schedule.alpha_sigma(level)
     return per_example(alpha, low_res) * low_res + per_example(sigma, low_res) * noise

@@ -72,7 +72,8 @@ def multidiffusion(
 
     and calls `denoiser(x_window, t, *per_frame_windows, *per_clip)` with the windows in the batch axis: the first of
     all clips, then the second of all clips, ...; t, if not scalar, and per_clip are repeated to match. Prediction of
-    x0, of epsilon and of v may all be averaged; threshold them afterwards, on the whole clip.
+    x0, of epsilon and of v may all be averaged; threshold them afterwards, on the whole clip. So may a learned variance
+    in further channels: the average of what interpolates log-variances is a (weighted) geometric mean of variances.
 
     Args:
       denoiser: of clips of `window` frames, with any number of output channels.

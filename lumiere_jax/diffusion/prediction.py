@@ -4,8 +4,9 @@ With x_t = alpha x0 + sigma epsilon, alpha^2 + sigma^2 = 1, and v = alpha epsilo
 "Progressive distillation", appendix D). The paper does not say which one Lumiere predicts; DeepFloyd IF predicts
 epsilon. In every function alpha and sigma are scalars or one number per example.
 
-A network with learned variance (DeepFloyd IF's has 2 x 3 output channels) predicts in its first half of the channels:
-its wrapper passes on only that half.
+A network with learned variance (DeepFloyd IF's has 2 x 3 output channels) predicts in the first half of its channels.
+The second half is v in Nichol & Dhariwal 2021, eq. 15: (v + 1) / 2 interpolates the log-variance of an ancestral step.
+`x0_and_variance_denoiser` takes both halves; everything else is given the first one alone.
 """
 
 from collections.abc import Callable
@@ -20,6 +21,9 @@ Objective = Literal["epsilon", "x0", "v"]
 
 # (x_t [batch, frames, height, width, channels], t, scalar or [batch]) -> prediction, of x_t's shape
 Denoiser = Callable[..., Array]
+
+# (x_t, t) -> (x0, variance fraction), both of x_t's shape
+VarianceDenoiser = Callable[[Array, Array], tuple[Array, Array]]
 
 # Below this alpha (sigma) a noisy clip is taken to hold no signal (no noise). DeepFloyd IF's smallest alpha is 4.9e-5.
 _NOTHING = 1e-6
@@ -129,6 +133,41 @@ def x0_denoiser(
         return x0 if threshold is None else threshold(x0)
 
     return denoise_x0
+
+
+def x0_and_variance_denoiser(
+    denoiser: Denoiser,
+    schedule: NoiseSchedule,
+    objective: str,
+    threshold: Callable[[Array], Array] | None = None,
+) -> VarianceDenoiser:
+    """`x0_denoiser` of a network with learned variance: what `samplers.ddpm_learned_range` takes.
+
+    Args:
+      denoiser: returns twice x_t's channels, the prediction and then v. Guidance and MultiDiffusion may wrap it.
+      schedule, objective, threshold: as for `x0_denoiser`.
+
+    Returns:
+      `(x_t, t) -> (x0, variance fraction)`: the fraction, (v + 1) / 2, is 0 for the variance of the posterior and 1 for
+      beta. The network may leave [0, 1], and as in DeepFloyd IF nothing stops it.
+
+    Raises:
+      ValueError: if objective is unknown or, when called, if the output has not twice x_t's channels.
+    """
+    if objective not in get_args(Objective):
+        raise _unknown(objective)
+
+    def denoise(x_t: Array, t: Array) -> tuple[Array, Array]:
+        output = denoiser(x_t, t)
+        if output.shape != (*x_t.shape[:-1], 2 * x_t.shape[-1]):
+            raise ValueError(
+                f"the denoiser returned shape {output.shape} for x_t of shape {x_t.shape}; a network with learned "
+                "variance returns twice the channels"
+            )
+        prediction, v = jnp.split(output, 2, axis=-1)
+        return x0_denoiser(lambda *_: prediction, schedule, objective, threshold)(x_t, t), 0.5 * (v + 1.0)
+
+    return denoise
 
 
 def per_example(coefficient: Float[Array, "..."], x: Float[Array, "..."]) -> Float[Array, "..."]:

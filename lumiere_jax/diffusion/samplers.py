@@ -1,7 +1,8 @@
 """DDPM, DDIM and DPM-Solver++(2M): from noise to a clip, along a decreasing grid of times.
 
 A sampler knows only an x0 denoiser `(x_t, t) -> x0` with a scalar t (`prediction.x0_denoiser` makes one); guidance,
-windows, conditioning and thresholds are inside it. Each step is a linear combination
+windows, conditioning and thresholds are inside it. DDPM with learned variance needs a second number from it, how much
+noise to add (`prediction.x0_and_variance_denoiser`). Each step is a linear combination
 
     x_s = a x_t + b x0(x_t, t) (+ c noise or + c x0 of the step before),    t > s
 
@@ -9,7 +10,12 @@ whose coefficients are computed for all steps beforehand, so the compiled loop h
 step, to t = 0, returns the x0 prediction at the last positive time. Sampler and number of steps are not from the paper.
 
 To start from a partly noised clip (SDEdit), pass the tail of a time grid, and as x_T the clip noised at its first time.
+
+DeepFloyd IF samples with "ddpm", spacing "leading" and variance "learned_range"; its pipelines take 100 steps at stage
+I and 50 at stage II.
 """
+
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -17,14 +23,18 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from lumiere_jax.diffusion.noise_schedule import NoiseSchedule
-from lumiere_jax.diffusion.prediction import Denoiser
+from lumiere_jax.diffusion.prediction import Denoiser, VarianceDenoiser
+
+Sampler = Literal["ddim", "ddpm", "dpm_solver_pp_2m"]
+Spacing = Literal["uniform", "log_snr", "leading"]
+Variance = Literal["posterior", "learned_range"]
 
 # Last positive time of the log-SNR grid under a continuous schedule (DPM-Solver's usual choice; not from the paper).
 MIN_TIME = 1e-3
 
 
 def sample(
-    denoise_x0: Denoiser,
+    denoise_x0: Denoiser | VarianceDenoiser,
     x_T: Float[Array, "batch frames height width channels"],
     *,
     schedule: NoiseSchedule,
@@ -33,18 +43,20 @@ def sample(
     key: PRNGKeyArray | None = None,
     eta: float = 0.0,
     spacing: str = "uniform",
+    variance: str = "posterior",
 ) -> Float[Array, "batch frames height width channels"]:
     """Generates clips from noise: the one entry to the samplers. Jit the caller: every call compiles its loop anew.
 
     Args:
-      denoise_x0: `(x_t, t scalar) -> x0`.
-      x_T: standard normal noise, the state at t = 1.
+      denoise_x0: `(x_t, t scalar) -> x0`, or with variance "learned_range" `-> (x0, variance fraction)`.
+      x_T: standard normal noise, the state at the grid's first time.
       schedule: relates t to alpha and sigma; the denoiser's own.
       steps: number of denoiser calls, at least 1.
       sampler: "ddim", "ddpm" or "dpm_solver_pp_2m".
       key: needed by "ddpm", and by "ddim" with eta > 0.
       eta: in [0, 1], "ddim" only: 0 is deterministic, 1 is DDPM.
-      spacing: of the times, "uniform" or "log_snr": see `time_grid`.
+      spacing: of the times, "uniform", "log_snr" or "leading": see `time_grid`.
+      variance: "ddpm" only: "posterior", which is fixed, or "learned_range", the network's: see `ddpm_learned_range`.
 
     Returns:
       clips as the denoiser predicts them (it may threshold), float32 or wider.
@@ -54,27 +66,36 @@ def sample(
     """
     if eta != 0.0 and sampler != "ddim":
         raise ValueError(f'eta={eta} has a meaning only for sampler="ddim", not for {sampler!r}')
+    if variance not in get_args(Variance):
+        raise ValueError(f"unknown variance {variance!r}: use one of {get_args(Variance)}")
     times = time_grid(steps, schedule, spacing)
-    match sampler:
-        case "ddim":
+    match sampler, variance:
+        case "ddim", "posterior":
             return ddim(denoise_x0, x_T, key, schedule, times, eta)
-        case "ddpm":
+        case "ddpm", "posterior":
             return ddpm(denoise_x0, x_T, key, schedule, times)
-        case "dpm_solver_pp_2m":
+        case "ddpm", "learned_range":
+            return ddpm_learned_range(denoise_x0, x_T, key, schedule, times)
+        case "dpm_solver_pp_2m", "posterior":
             return dpm_solver_pp_2m(denoise_x0, x_T, schedule, times)
+        case "ddim" | "dpm_solver_pp_2m", _:
+            raise ValueError(f'variance={variance!r} has a meaning only for sampler="ddpm", not for {sampler!r}')
         case _:
-            raise ValueError(f'unknown sampler {sampler!r}: use "ddim", "ddpm" or "dpm_solver_pp_2m"')
+            raise ValueError(f"unknown sampler {sampler!r}: use one of {get_args(Sampler)}")
 
 
 def time_grid(steps: int, schedule: NoiseSchedule, spacing: str = "uniform") -> Float[np.ndarray, " {steps+1}"]:
-    """Times from 1 down to 0, strictly decreasing, on the grid where the schedule is discrete.
+    """Times from 1 (but "leading": somewhat below) down to 0, strictly decreasing, on a discrete schedule's grid.
 
     "uniform" spaces all of them evenly in t. "log_snr" spaces the positive ones evenly in log-SNR, from t = 1 to the
     first noise level of a discrete schedule or to MIN_TIME of a continuous one; where that asks a discrete schedule for
-    one level twice, as it does among IF's noisiest, the next free level is taken.
+    one level twice, as it does among IF's noisiest, the next free level is taken. "leading" is DeepFloyd IF's spacing
+    of a discrete schedule: the levels 0, k, 2k, ... with k = levels // steps, so 100 of 1000 begin at level 990, where
+    the clip is taken to be noise alone.
 
     Raises:
-      ValueError: if steps < 1 or exceeds the schedule's noise levels, or if spacing is unknown.
+      ValueError: if steps < 1 or exceeds the schedule's noise levels, if spacing is unknown, or if it is "leading"
+        and the schedule continuous.
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
@@ -85,8 +106,12 @@ def time_grid(steps: int, schedule: NoiseSchedule, spacing: str = "uniform") -> 
             times = np.linspace(1.0, 0.0, steps + 1)[:-1]
         case "log_snr":
             times = _times_even_in_log_snr(steps, schedule)
+        case "leading" if schedule.levels is None:
+            raise ValueError('spacing "leading" counts the levels of a discrete schedule; this one is continuous')
+        case "leading":
+            times = (schedule.levels // steps * np.arange(steps)[::-1] + 1) / schedule.levels
         case _:
-            raise ValueError(f'unknown spacing {spacing!r}: use "uniform" or "log_snr"')
+            raise ValueError(f"unknown spacing {spacing!r}: use one of {get_args(Spacing)}")
     if schedule.levels is not None:
         times = _distinct_levels(times, schedule.levels) / schedule.levels
     return np.append(times, 0.0)
@@ -124,6 +149,66 @@ def ddpm(
     return ddim(denoise_x0, x_T, key, schedule, times, eta=1.0)
 
 
+def ddpm_learned_range(
+    denoise: VarianceDenoiser,
+    x_T: Float[Array, "*shape"],
+    key: PRNGKeyArray | None,
+    schedule: NoiseSchedule,
+    times: Float[np.ndarray, " times"],
+) -> Float[Array, "*shape"]:
+    """Ancestral sampling with the variance that the network asks for (Nichol & Dhariwal 2021, eq. 15; DeepFloyd IF).
+
+    Step k's noise comes from `fold_in(key, k)`.
+
+    Args:
+      denoise: `(x_t, t scalar) -> (x0, variance fraction)`, such as `prediction.x0_and_variance_denoiser`.
+      x_T, key, schedule, times: as for `ddim`. Between two times of the grid, beta is 1 - alpha_t^2 / alpha_s^2.
+
+    Raises:
+      ValueError: if times is out of range, or if key is None.
+    """
+    _check_times(times)
+    _check_key(key)
+
+    def step(x, inputs):
+        index, t, coefficients = inputs
+        x0, fraction = denoise(x, t)
+        noise = jax.random.normal(jax.random.fold_in(key, index), x.shape, x.dtype)
+        return learned_range_step(x, x0.astype(x.dtype), fraction.astype(x.dtype), noise, coefficients), None
+
+    x = x_T.astype(jnp.promote_types(x_T.dtype, jnp.float32))
+    coefficients = tuple(a.astype(x.dtype) for a in learned_range_coefficients(schedule, times))
+    return jax.lax.scan(step, x, (jnp.arange(len(times) - 1), jnp.asarray(times[:-1]), coefficients))[0]
+
+
+def learned_range_step(
+    x_t: Float[Array, "*shape"],
+    x0: Float[Array, "*shape"],
+    fraction: Float[Array, "*shape"],
+    noise: Float[Array, "*shape"],
+    coefficients: tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""], Float[Array, ""]],
+) -> Float[Array, "*shape"]:
+    """One step of `ddpm_learned_range`, x_s = a x_t + b x0 + c e^(d fraction) noise, with (a, b, c, d) of this step.
+
+    The standard deviation c e^(d fraction) runs from the posterior's, fraction 0, to sqrt(beta), fraction 1, evenly in
+    the logarithm.
+    """
+    a, b, c, d = coefficients
+    return a * x_t + b * x0 + c * jnp.exp(d * fraction) * noise
+
+
+def learned_range_coefficients(
+    schedule: NoiseSchedule, times: Float[np.ndarray, " times"]
+) -> tuple[Float[Array, " steps"], Float[Array, " steps"], Float[Array, " steps"], Float[Array, " steps"]]:
+    """(a, b, c, d) of each `learned_range_step`; the last step, to t = 0, is x0 without noise.
+
+    The posterior's variance is beta sigma_s^2 / sigma_t^2 (Ho et al. 2020, eq. 7): d = log(sigma_t / sigma_s) leads
+    from its root to that of beta.
+    """
+    _, sigma = schedule.alpha_sigma(jnp.asarray(times[:-1]))
+    return *ddim_coefficients(schedule, times, eta=1.0), jnp.append(-jnp.diff(jnp.log(sigma)), 0.0)
+
+
 def ddim(
     denoise_x0: Denoiser,
     x_T: Float[Array, "*shape"],
@@ -148,8 +233,8 @@ def ddim(
     _check_times(times)
     if not 0.0 <= eta <= 1.0:
         raise ValueError(f"eta must be in [0, 1], got {eta}")
-    if eta > 0.0 and key is None:
-        raise ValueError("a stochastic sampler (ddpm, or ddim with eta > 0) needs a random key: pass key=")
+    if eta > 0.0:
+        _check_key(key)
 
     def step(x, inputs):
         index, t, a, b, c = inputs
@@ -221,6 +306,11 @@ def _dpm_solver_coefficients(schedule: NoiseSchedule, times: np.ndarray) -> tupl
     extrapolation = jnp.zeros_like(h).at[1:].set(0.5 * h[1:] / h[:-1])  # 1 / 2r; the first step has no history
     a, b, c = sigma[1:] / sigma[:-1], gain * (1.0 + extrapolation), -gain * extrapolation
     return jnp.append(a, 0.0), jnp.append(b, 1.0), jnp.append(c, 0.0)
+
+
+def _check_key(key: PRNGKeyArray | None) -> None:
+    if key is None:
+        raise ValueError("a stochastic sampler (ddpm, or ddim with eta > 0) needs a random key: pass key=")
 
 
 def _check_times(times: np.ndarray) -> None:

@@ -26,7 +26,7 @@ class TextToVideo(nnx.Module):
         low_res: Float[Array, "batch frames height width channels"] | None = None,
         noise_level: Float[Array, " batch"] | None = None,
     ) -> Float[Array, "batch frames height width channels"]:
-        """The U-Net's prediction (epsilon, x0 or v: the config says which) in `x_t`'s dtype.
+        """The U-Net's prediction (epsilon, x0 or v: the config says which) in `x_t`'s dtype, without learned variance.
 
         Args:
           x_t: noisy video.
@@ -35,7 +35,19 @@ class TextToVideo(nnx.Module):
           low_res: for super-resolution: the noised low-resolution video at `x_t`'s size, beside it in the channels.
           noise_level: for super-resolution: the noise level of `low_res`, as a network time.
         """
+        return self.predict_with_variance(x_t, time, text, low_res, noise_level)[..., : x_t.shape[-1]]
+
+    def predict_with_variance(
+        self,
+        x_t: Float[Array, "batch frames height width channels"],
+        time: Float[Array, " batch"],
+        text: Float[Array, "batch tokens text_dim"],
+        low_res: Float[Array, "batch frames height width channels"] | None = None,
+        noise_level: Float[Array, " batch"] | None = None,
+    ) -> Float[Array, "batch frames height width out_channels"]:
+        """All of the U-Net's output: of one that learns its variance (DeepFloyd IF), the prediction and then v.
+
+        Arguments as for `predict`; the meaning of v: see `diffusion/prediction.py`.
+        """
         x = x_t if low_res is None else jnp.concatenate([x_t, low_res], axis=-1)
-        out = self.unet(x.astype(self.dtype), time, text, noise_level=noise_level)
-        # Where the variance is learned (DeepFloyd IF), the second half of the channels is the variance.
-        return out[..., : x_t.shape[-1]].astype(x_t.dtype)
+        return self.unet(x.astype(self.dtype), time, text, noise_level=noise_level).astype(x_t.dtype)

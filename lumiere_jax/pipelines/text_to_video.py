@@ -1,13 +1,14 @@
 """From prompts to clips, and from clips to super-resolved clips: the two halves of paper Fig. 3.
 
 Both wrap the network in the same order: network -> guidance -> MultiDiffusion (predictions are averaged) -> x0 ->
-threshold -> sampler. Prompt number i starts from noise i of the seed, whatever the other prompts are.
+threshold -> sampler. A learned variance takes the same way, but for guidance and threshold, which leave it alone.
+Prompt number i starts from noise i of the seed, whatever the other prompts are.
 """
 
 import dataclasses
 import functools
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from jaxtyping import Array, Float
 from lumiere_jax.checkpoints.run_directory import Run
 from lumiere_jax.diffusion import guidance, low_resolution, noise_schedule, prediction, samplers
 from lumiere_jax.diffusion.multidiffusion import multidiffusion, window_starts
+from lumiere_jax.models.unet2d import UNet2DConfig
 
 Videos = Float[np.ndarray, "prompts frames height width 3"]
 
@@ -54,7 +56,7 @@ def sample_videos(
     """
     if run.config.diffusion.low_res_factor:
         raise ValueError(f"{run.path} is a super-resolution run: give it as super_resolution, beside a base run")
-    settings = _settings(run.config, steps, guidance_weight, sampler)
+    settings = sampling_settings(run.config, steps, guidance_weight, sampler)
     height, width = size or (run.config.clip.size, run.config.clip.size)
     frames = run.config.clip.frames if frames is None else frames
     if frames < 1 or height < 1 or width < 1:
@@ -95,7 +97,7 @@ def super_resolve(
         raise ValueError(f"{run.path} is no super-resolution run (its diffusion.low_res_factor is 0)")
     if len(videos) != len(prompts):
         raise ValueError(f"{len(videos)} clips but {len(prompts)} prompts: give one prompt per clip")
-    settings = _settings(run.config, steps, guidance_weight, sampler)
+    settings = sampling_settings(run.config, steps, guidance_weight, sampler)
     height, width = factor * videos.shape[2], factor * videos.shape[3]
     low_res = low_resolution.upsample(jnp.asarray(videos), height, width)
     level = jnp.full((len(videos),), run.config.sampling.noise_level)
@@ -130,40 +132,82 @@ class Settings:
     prediction: str
     sampler: str
     steps: int
-    guidance_weight: float
+    guidance_weight: float  # DeepFloyd IF: 7 at stage I, 4 at stage II
     threshold: str
+    threshold_percentile: float = 0.95  # of "dynamic": DeepFloyd IF's
+    threshold_maximum: float = 1.5  # of "dynamic": DeepFloyd IF's stage I; its stage II has 1
+    spacing: str = "uniform"
+    variance: str = "posterior"  # of ddpm's steps; the other samplers have no use for it
     window: int | None = None  # None: all frames in one pass, as the base model does
     overlap: int = 0
     weights: str = "uniform"
     window_batch: int | None = None
 
     def __post_init__(self):
-        if self.threshold not in ("dynamic", "static", "none"):
-            raise ValueError(f"threshold={self.threshold!r}: use dynamic, static or none")
+        for field, known in (
+            ("threshold", ("dynamic", "static", "none")),
+            ("sampler", get_args(samplers.Sampler)),
+            ("variance", get_args(samplers.Variance)),
+        ):
+            if getattr(self, field) not in known:
+                raise ValueError(f"{field}={getattr(self, field)!r}: use one of {', '.join(known)}")
+        if not 0.0 <= self.threshold_percentile <= 1.0:
+            raise ValueError(f"threshold_percentile={self.threshold_percentile}: give a share from 0 to 1")
+        if self.threshold_maximum < 1.0:
+            raise ValueError(f"threshold_maximum={self.threshold_maximum}: give a number from 1, the range of a clip")
         if self.steps < 1:
             raise ValueError(f"steps={self.steps}: sampling takes at least one step")
+        samplers.time_grid(self.steps, self.schedule, self.spacing)  # raises on steps or spacing that do not fit
         if not 0.0 <= self.guidance_weight < 1e3:
             raise ValueError(f"guidance={self.guidance_weight}: use a weight from 0; 1 is no guidance")
         if self.window is not None:
             window_starts(self.window, self.window, self.overlap)  # raises on an overlap out of range
 
+    @property
+    def learns_variance(self) -> bool:
+        """Whether the sampler asks the network for its variance."""
+        return self.sampler == "ddpm" and self.variance == "learned_range"
 
-def _settings(
-    config: ml_collections.ConfigDict, steps: int | None, guidance_weight: float | None, sampler: str | None
+
+def sampling_settings(
+    config: ml_collections.ConfigDict,
+    steps: int | None = None,
+    guidance_weight: float | None = None,
+    sampler: str | None = None,
 ) -> Settings:
+    """The sampling that a run's config asks for, with what a caller chooses otherwise.
+
+    Raises:
+      ValueError: a value is unknown or out of range, or a learned variance is asked of a network that has none.
+    """
     defaults = config.sampling
     windows = {}
     if "multidiffusion" in config:
         fields = config.multidiffusion
         windows = {"window": config.clip.frames, "overlap": fields.overlap, "weights": fields.weights}
         windows["window_batch"] = fields.window_batch or None
+    schedule = noise_schedule.from_config(config.diffusion.schedule, config.diffusion.log_snr_shift)
+    variance = defaults.get("variance", "posterior")
+    out_channels = UNet2DConfig(**config.unet).out_channels
+    if variance == "learned_range" and out_channels != 6:
+        raise ValueError(
+            f"sampling.variance='learned_range' needs a network with 6 output channels, 3 of them for the variance, "
+            f"and this one has {out_channels}: set it to 'posterior'"
+        )
+    if "noise_level" in defaults:
+        low_resolution.check_level("sampling.noise_level", defaults.noise_level, schedule)
     return Settings(
-        schedule=noise_schedule.from_config(config.diffusion.schedule, config.diffusion.log_snr_shift),
+        schedule=schedule,
         prediction=config.diffusion.prediction,
         sampler=defaults.sampler if sampler is None else sampler,
         steps=defaults.steps if steps is None else steps,
         guidance_weight=float(defaults.guidance if guidance_weight is None else guidance_weight),
         threshold=defaults.threshold,
+        # Runs from before these fields have none of them.
+        threshold_percentile=defaults.get("threshold_percentile", 0.95),
+        threshold_maximum=defaults.get("threshold_maximum", 1.0 if config.diffusion.low_res_factor else 1.5),
+        spacing=defaults.get("spacing", "uniform"),
+        variance=variance,
         **windows,
     )
 
@@ -181,21 +225,44 @@ def _sample(
     *,
     settings: Settings,
 ) -> Array:
-    model, schedule = nnx.merge(graphdef, parameters), settings.schedule
+    model = nnx.merge(graphdef, parameters)
     texts = (model.embed_text(tokens), model.embed_text(empty_tokens))
+    predict = model.predict_with_variance if settings.learns_variance else model.predict
+    return generate(predict, noise, texts, low_res, noise_level, key, settings)
+
+
+def generate(
+    predict: Callable[..., Array],
+    noise: Float[Array, "batch frames height width channels"],
+    texts: tuple[Float[Array, "batch tokens text_dim"], Float[Array, "batch tokens text_dim"]],
+    low_res: Float[Array, "batch frames height width channels"] | None,
+    noise_level: Float[Array, " batch"] | None,
+    key: Array,
+    settings: Settings,
+) -> Float[Array, "batch frames height width channels"]:
+    """The whole of sampling but for the text encoder, as a pure function of a network.
+
+    Args:
+      predict: the network, called as `TextToVideo.predict`; where `settings.learns_variance`, `predict_with_variance`.
+      noise: what the clips start from.
+      texts: embeddings of the prompts, and of the empty prompt for guidance.
+      low_res: for super-resolution: the noised low-resolution clips at full size.
+      noise_level: for super-resolution: their augmentation's level, a diffusion time; predict gets its network time.
+      key: of the noise that a stochastic sampler adds.
+      settings: from `sampling_settings`.
+    """
+    schedule = settings.schedule
     level = None if noise_level is None else schedule.network_time(noise_level)
 
     def conditional(x_t: Array, t: Array, *conditioning: Any) -> Array:
         *low, (text, _), level = conditioning
-        return model.predict(x_t, _per_clip_time(schedule, t, x_t), text, *low, noise_level=level)
+        return predict(x_t, _per_clip_time(schedule, t, x_t), text, *low, noise_level=level)
 
     def pair(x_t: Array, t: Array, *conditioning: Any) -> tuple[Array, Array]:
         # Conditional and unconditional in one batch of the network.
         doubled = jax.tree.map(lambda a: jnp.concatenate([a, a]), (x_t, *conditioning[:-2], conditioning[-1]))
         x, *low, level = doubled
-        both = model.predict(
-            x, _per_clip_time(schedule, t, x), jnp.concatenate(conditioning[-2]), *low, noise_level=level
-        )
+        both = predict(x, _per_clip_time(schedule, t, x), jnp.concatenate(conditioning[-2]), *low, noise_level=level)
         return tuple(jnp.split(both, 2))
 
     weight = settings.guidance_weight
@@ -215,12 +282,20 @@ def _sample(
             return denoiser(x_t, t, *per_frame, texts, level)
         return denoiser(x_t, t, *per_frame, per_clip=(texts, level))
 
-    thresholds = {"dynamic": guidance.dynamic_threshold, "static": guidance.static_threshold, "none": None}
-    denoise_x0 = prediction.x0_denoiser(
-        conditioned, schedule, settings.prediction, threshold=thresholds[settings.threshold]
+    dynamic = functools.partial(
+        guidance.dynamic_threshold, percentile=settings.threshold_percentile, maximum=settings.threshold_maximum
     )
+    thresholds = {"dynamic": dynamic, "static": guidance.static_threshold, "none": None}
+    to_x0 = prediction.x0_and_variance_denoiser if settings.learns_variance else prediction.x0_denoiser
     return samplers.sample(
-        denoise_x0, noise, schedule=schedule, steps=settings.steps, sampler=settings.sampler, key=key
+        to_x0(conditioned, schedule, settings.prediction, threshold=thresholds[settings.threshold]),
+        noise,
+        schedule=schedule,
+        steps=settings.steps,
+        sampler=settings.sampler,
+        key=key,
+        spacing=settings.spacing,
+        variance=settings.variance if settings.learns_variance else "posterior",
     )
 
 
