@@ -92,7 +92,7 @@ def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
         "sampler": "dpm_solver_pp_2m",  # or ddim, ddpm
         "steps": 20,
         "spacing": "uniform",  # of the times: or log_snr, or leading (with discrete_cosine)
-        # Of ddpm's steps: or learned_range, where the U-Net has 6 output channels (DeepFloyd IF). Training here scores the
+        # Of ddpm's steps: or learned_range, where the U-Net has 6 output channels (DeepFloyd IF). Training scores the
         # prediction alone, nothing holds the variance in its place: after much of it posterior is the safer one.
         "variance": "posterior",
         "guidance": 3.0,

@@ -36,7 +36,7 @@ def upsample(
     return jnp.einsum("Hh,bfhwc,Ww->bfHWc", rows.astype(video.dtype), video, columns.astype(video.dtype))
 
 
-def check_level(field: str, level: float, schedule: NoiseSchedule) -> None:
+def check_level(field: str, level: float | int, schedule: NoiseSchedule) -> None:
     """Raises ValueError if a config field's augmentation level is no diffusion time that a network can be told."""
     if schedule.levels is None and not 0.0 <= level <= 1.0:
         raise ValueError(f"{field}={level}: give a diffusion time from 0 to 1")

@@ -27,6 +27,15 @@ def test_guidance_hands_on_conditioning():
     np.testing.assert_allclose(guided(x, jnp.array(0.5), mask), 1 + 3 * 0.5 * 2)
 
 
+def test_learned_variance_is_the_conditional_one_unguided():
+    conditional, unconditional = jnp.asarray(np.random.default_rng(0).normal(size=(2, 2, 3, 4, 4, 6)))
+    x_t, t = jnp.zeros((2, 3, 4, 4, 3)), jnp.array(0.5)
+    guided = classifier_free_guidance(lambda x, t: (conditional, unconditional), 7.0)(x_t, t)
+    np.testing.assert_array_equal(guided[..., 3:], conditional[..., 3:])
+    expected = 7 * conditional[..., :3] - 6 * unconditional[..., :3]
+    np.testing.assert_allclose(guided[..., :3], expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("shape", [(4, 2, 5, 6, 3), (4, 5, 6, 3)])
 @pytest.mark.parametrize(("percentile", "maximum"), [(0.95, 1.5), (0.9, 3.0), (0.95, 1.0)])
 def test_dynamic_threshold_is_per_clip(shape, percentile, maximum):
