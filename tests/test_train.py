@@ -221,6 +221,8 @@ def test_backbone_that_is_inflated_itself(base, data_dir, tmp_path):
         ("clip.frames", 0, "clip.frames=0"),
         ("training.optimizer", "sgd", "training.optimizer='sgd'"),
         ("diffusion.schedule", "linear", "linear"),
+        ("sampling.variance", "learned_range", "6 output channels, .* this one has 3"),
+        ("sampling.threshold", "clip", "threshold='clip': use one of"),
         ("diffusion.low_res_factor", 3, "low_res_factor=3 does not divide clip.size=16"),
         ("text.checkpoint", "t5", "text.tokenizer=''"),
         ("dataset.name", "imagenet", "dataset.name='imagenet'"),

@@ -150,14 +150,17 @@ def test_leading_levels(steps, first, stride):
 
 
 def network(x, level, text, low_res=None, noise_level=None, *, library):
-    """Some function of everything, [batch, frames, height, width, 6] as DeepFloyd IF's: epsilon, then v."""
+    """Some function of everything, [batch, frames, height, width, 6] as DeepFloyd IF's: epsilon, then v.
+
+    v leaves [-1, 1], as a network's may: nothing clips it.
+    """
     level, prompt = level.reshape(-1, 1, 1, 1, 1), text.mean((1, 2)).reshape(-1, 1, 1, 1, 1)
     position = library.arange(x.shape[1]).reshape(1, -1, 1, 1, 1)
     seen = x + 0.1 * position
     if low_res is not None:
         seen = seen + 0.5 * low_res + noise_level.reshape(-1, 1, 1, 1, 1) / 500
     epsilon = library.tanh((0.4 + level / 1000) * seen + 0.1 * prompt) + 0.1 * x[:, :, ::-1]
-    v = library.sin(2 * seen + level / 300 + prompt)
+    v = 1.5 * library.sin(2 * seen + level / 300 + prompt)
     return library.concatenate([epsilon, v], axis=-1)
 
 
