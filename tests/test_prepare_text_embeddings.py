@@ -100,8 +100,7 @@ def test_training_is_the_same_as_with_the_live_encoder(t5, store, tmp_path, monk
     assert tokens[0].shape == (2, 32)
     assert embeddings[0].shape == (2, 32, 64)
     assert len(live) == 2
-    print("LOSSES", stored, live, stored - live)
-    np.testing.assert_allclose(stored, live, rtol=1e-3)
+    np.testing.assert_allclose(stored, live, rtol=3e-4)
     # Caption dropout: the null prompt's embedding.
     null = EmbeddingStore(store).embeddings([""])[0]
     dropped = [(row == null).all() for batch in embeddings[1:] for row in batch]
