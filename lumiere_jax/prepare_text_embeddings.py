@@ -34,7 +34,7 @@ from lumiere_jax.distributed import mesh as meshes
 from lumiere_jax.distributed import partitioning, platform
 from lumiere_jax.text import embedding_store
 from lumiere_jax.text.load_t5 import load_t5_encoder
-from lumiere_jax.text.t5x_adapter import T5XEncoder
+from lumiere_jax.text.t5x_adapter import T5XEncoder, import_network
 from lumiere_jax.text.tokenizer import Tokenizer
 from lumiere_jax.train_setup import captions_of
 
@@ -63,13 +63,17 @@ def prepare_text_embeddings(
       ValueError: a config without a text encoder that is trained already, or captions that it cannot encode.
       FileNotFoundError, CheckpointError: a text encoder that is not there.
     """
+    mesh = meshes.make_mesh()
+    if batch_size % mesh.size:
+        raise ValueError(f"batch_size={batch_size} must be a multiple of the {mesh.size} devices")
+    if implementation == "t5x":
+        import_network()  # says now, not after the weights are read, that t5x is absent
     checkpoint, tokenizer, text = _find_text_encoder(config)
     captions = [caption for dataset in open_dataset(config.dataset) for caption in captions_of(dataset)]
     tokenizer.encode(
         captions, text.length
     )  # a caption that is too long is an error now, not after the weights are read
 
-    mesh = meshes.make_mesh()
     text_encoder = load_t5_encoder(checkpoint, sharding=lambda name: NamedSharding(mesh, _spread(name)))
     if tokenizer.vocab_size > text_encoder.config.vocab_size:
         raise ValueError(

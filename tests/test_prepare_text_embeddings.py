@@ -163,7 +163,12 @@ def test_another_encoder_is_refused(t5, store, tmp_path):
         train.train(config, tmp_path / "run")
 
 
-def test_configs_without_a_text_encoder(t5, tmp_path):
+def test_what_cannot_be_prepared(t5, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "t5x", None)
+    with pytest.raises(ImportError, match="t5x is not installed"):
+        prepare_text_embeddings(image_config(t5, checkpoint="nowhere"), tmp_path / "out", implementation="t5x")
+    with pytest.raises(FileNotFoundError, match="no T5X checkpoint at"):
+        prepare_text_embeddings(image_config(t5, checkpoint=str(tmp_path / "nowhere")), tmp_path / "out")
     for config in (image_config(t5, checkpoint="", tokenizer=""), video_config(t5, "")):
         with pytest.raises(ValueError, match="names no text encoder"):
             prepare_text_embeddings(config, tmp_path / "out")

@@ -32,7 +32,7 @@ class T5XEncoder(nnx.Module):
     """
 
     def __init__(self, parameters: Mapping[str, Any], *, dtype: DTypeLike = jnp.float32):
-        network = _import_network()
+        network = import_network()
         config = T5Config.from_parameters(parameters)
         if not config.shared_position_bias or config.num_buckets != 32:
             raise ValueError(
@@ -80,7 +80,12 @@ class T5XEncoder(nnx.Module):
         )
 
 
-def _import_network() -> ModuleType:
+def import_network() -> ModuleType:
+    """`t5x.examples.t5.network`.
+
+    Raises:
+      ImportError: t5x is not installed.
+    """
     try:
         from t5x.examples.t5 import network
     except ModuleNotFoundError as error:
