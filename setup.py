@@ -18,6 +18,7 @@ setup(
     python_requires=">=3.11,<3.14",
     install_requires=[
         "absl-py",
+        "array-record",
         "av",
         "clu",
         "etils[epath]",

@@ -35,7 +35,10 @@ def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
     config.text = {
         "checkpoint": "",  # a T5X or Hugging Face T5 encoder with tokenizer; default: train a small one with this model
         "tokenizer": "",
+        "embeddings": "",  # made ahead of time by prepare_text_embeddings; default: the encoder runs in the train step
         "length": 24,  # tokens; a longer prompt is an error
+        # What the U-Net sees at padding: True is Hugging Face's and DeepFloyd IF's convention, False is T5X's.
+        "padding_sees_tokens": False,
         "dropout": 0.1,  # of captions, for classifier-free guidance
         "vocab_size": 768,  # the rest: sizes of the encoder that is trained
         "emb_dim": 64,

@@ -22,7 +22,7 @@ from ml_collections import config_flags
 
 from lumiere_jax.checkpoints.checkpointing import CheckpointError
 from lumiere_jax.checkpoints.run_directory import Run, RunDirectory, build_unet
-from lumiere_jax.data.input_pipeline import Record, make_batches
+from lumiere_jax.data.input_pipeline import EncodeCaption, Record, make_batches
 from lumiere_jax.data.open_dataset import open_dataset
 from lumiere_jax.distributed import mesh as meshes
 from lumiere_jax.distributed import partitioning, platform
@@ -30,6 +30,7 @@ from lumiere_jax.models import parameter_partition
 from lumiere_jax.models.text_to_video import TextToVideo
 from lumiere_jax.pipelines.results import write_preview
 from lumiere_jax.pipelines.text_to_video import sample_videos, sampling_settings
+from lumiere_jax.text.embedding_store import EmbeddingStore
 from lumiere_jax.text.tokenizer import Tokenizer
 from lumiere_jax.train_progress import Progress
 from lumiere_jax.train_setup import (
@@ -38,6 +39,7 @@ from lumiere_jax.train_setup import (
     check_same_run,
     make_objective,
     make_optimizer,
+    open_embeddings,
     prepare_inflation,
     prepare_text,
     versions,
@@ -65,13 +67,22 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Non
         (tokenizer, text_encoder), backbone = prepare_text(config, run_dir, train_set), None
     check_captions(tokenizer, config.text.length, train_set, validation_set)
     sampling_settings(config)  # raises now, not at the first preview
+    embeddings = open_embeddings(config, tokenizer, text_encoder, train_set, validation_set)
     check_same_run(run_dir.read_config(), config)
     run_dir.write_config(config, versions())
     print(f"=== {config.name} in {run_dir.path} ===", flush=True)
 
     # ---------------------------------------------------------------- Network: what is trained, what is frozen
-    model = TextToVideo(text_encoder, build_unet(config, backbone), dtype=jnp.dtype(config.compute_dtype))
+    text_to_video = functools.partial(
+        TextToVideo,
+        dtype=jnp.dtype(config.compute_dtype),
+        padding_sees_tokens=config.text.get("padding_sees_tokens", False),
+    )
+    # Where the embeddings were made ahead of time, the text encoder stays in the host's memory, for previews.
+    model = text_to_video(None if embeddings else text_encoder, build_unet(config, backbone))
     graphdef, trained, frozen = parameter_partition.split(model)
+    if "text_encoder" not in trained:  # nor is it written with every checkpoint
+        run_dir.write_text_encoder(0, nnx.to_pure_dict(nnx.state(text_encoder)))
     frozen = _place(mesh, jax.tree.map(lambda leaf: leaf.astype(model.dtype), frozen))
     print(f"parameters: {parameter_partition.count(trained):,} trained, {parameter_partition.count(frozen):,} frozen")
 
@@ -102,19 +113,23 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Non
 
     # ---------------------------------------------------------------- Batches: the position in the data is the step
     fields = config.training
-    batches = _batches(config, tokenizer, train_set, fields.batch_size, first_step, config.text.dropout)
-    validation_batch = next(_batches(config, tokenizer, validation_set, fields.validation_clips))
+    encode = _caption_encoder(config, tokenizer, embeddings)
+    batches = _batches(config, encode, train_set, fields.batch_size, first_step, config.text.dropout)
+    validation_batch = next(_batches(config, encode, validation_set, fields.validation_clips))
     validation_batch = _to_device(mesh, validation_batch)
 
     # ---------------------------------------------------------------- Loop
     def save(state: TrainState) -> None:
         step = int(state.step)
-        if backbone is None:
-            run_dir.write_text_encoder(step, state.average.get("text_encoder") or frozen["text_encoder"])
+        if "text_encoder" in state.average:
+            run_dir.write_text_encoder(step, state.average["text_encoder"])
         checkpoints.save(step, state._asdict())
 
     def preview(state: TrainState) -> None:
-        run = Run(config, tokenizer, nnx.merge(graphdef, state.average, frozen), int(state.step), run_dir.path)
+        model = nnx.merge(graphdef, state.average, frozen)
+        if embeddings:
+            model = text_to_video(text_encoder, model.unet)
+        run = Run(config, tokenizer, model, int(state.step), run_dir.path)
         prompts = list(config.sampling.preview_prompts)
         sheet = write_preview(run_dir.previews, run, prompts, sample_videos(run, prompts))
         progress.image("preview", sheet, int(state.step))
@@ -136,9 +151,18 @@ def _place(mesh: jax.sharding.Mesh, tree: Any) -> Any:
     return jax.device_put(tree, partitioning.parameter_shardings(mesh, tree))
 
 
+def _caption_encoder(
+    config: ml_collections.ConfigDict, tokenizer: Tokenizer, embeddings: EmbeddingStore | None
+) -> EncodeCaption:
+    """Captions to what the train step gets of them: token ids, or stored embeddings."""
+    if embeddings:
+        return lambda captions: {"text": embeddings.embeddings(captions)}
+    return lambda captions: {"text": tokenizer.encode(captions, config.text.length)[0]}
+
+
 def _batches(
     config: ml_collections.ConfigDict,
-    tokenizer: Tokenizer,
+    encode_caption: EncodeCaption,
     dataset: Sequence[Record],
     batch_size: int,
     start_step: int = 0,
@@ -153,7 +177,7 @@ def _batches(
         seed=config.seed,
         start_step=start_step,
         caption_dropout=caption_dropout,
-        encode_caption=lambda captions: {"tokens": tokenizer.encode(captions, config.text.length)[0]},
+        encode_caption=encode_caption,
         num_threads=config.dataset.threads,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
@@ -162,7 +186,7 @@ def _batches(
 
 
 def _to_device(mesh: jax.sharding.Mesh, batch: dict) -> Batch:
-    return partitioning.shard_batch(mesh, Batch(batch["video"], batch["tokens"]))
+    return partitioning.shard_batch(mesh, Batch(batch["video"], batch["text"]))
 
 
 def _check_finite(metrics: dict[str, jax.Array], step: int, run_dir: RunDirectory) -> None:

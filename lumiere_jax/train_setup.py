@@ -15,6 +15,7 @@ from lumiere_jax.checkpoints.run_directory import Run, RunDirectory, load_backbo
 from lumiere_jax.data.input_pipeline import Record
 from lumiere_jax.diffusion import low_resolution, noise_schedule
 from lumiere_jax.models import parameter_partition
+from lumiere_jax.text.embedding_store import EmbeddingStore, made_with
 from lumiere_jax.text.load_t5 import load_t5_encoder
 from lumiere_jax.text.t5_encoder import T5Config, T5Encoder
 from lumiere_jax.text.tokenizer import Tokenizer, train_tokenizer
@@ -24,7 +25,7 @@ from lumiere_jax.train_step import Objective
 _FREE_TO_CHANGE = {
     *("name", "sampling", "mesh", "init_from", "image_model", "training.steps", "training.keep_checkpoints"),
     *("training.checkpoint_every", "training.log_every", "training.preview_every", "training.validate_every"),
-    *("dataset.data_dir", "dataset.cache_bytes", "dataset.threads"),
+    *("dataset.data_dir", "dataset.cache_bytes", "dataset.threads", "text.embeddings"),
 }
 
 
@@ -45,6 +46,11 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     if factor:
         low_resolution.check_level("diffusion.max_noise_level", config.diffusion.max_noise_level, objective.schedule)
     make_optimizer(config.training)
+    source = "init_from" if "temporal" in config else "text.checkpoint"
+    if config.text.get("embeddings") and not (config.init_from if "temporal" in config else config.text.checkpoint):
+        raise ValueError(
+            f"text.embeddings={config.text.embeddings} needs a text encoder that is trained already: set {source}"
+        )
 
 
 def check_same_run(saved: ml_collections.ConfigDict | None, config: ml_collections.ConfigDict) -> None:
@@ -86,9 +92,9 @@ def prepare_text(
         )
     if fields.checkpoint:
         tokenizer = Tokenizer.load(fields.tokenizer)
-        text_encoder = parameter_partition.freeze(load_t5_encoder(fields.checkpoint))
+        text_encoder = parameter_partition.freeze(load_t5_encoder(fields.checkpoint, on_host=True))
     else:
-        tokenizer = run_dir.read_tokenizer() or train_tokenizer(_captions(dataset), fields.vocab_size)
+        tokenizer = run_dir.read_tokenizer() or train_tokenizer(captions_of(dataset), fields.vocab_size)
         sizes = ("vocab_size", "emb_dim", "num_heads", "num_layers", "head_dim", "mlp_dim")
         text_encoder = T5Encoder(T5Config(**{size: fields[size] for size in sizes}), rngs=nnx.Rngs(config.seed + 2))
     run_dir.write_tokenizer(tokenizer)
@@ -114,8 +120,8 @@ def prepare_inflation(
     source = saved or image.config
     config = ml_collections.ConfigDict(config.to_dict())  # a copy that takes new fields
     config.unet = source.unet
-    config.text = source.text.to_dict() | {"dropout": config.text.dropout}
-    text_encoder = parameter_partition.freeze(load_t5_encoder(run_dir.text_encoder(0)))
+    config.text = source.text.to_dict() | config.text.to_dict()
+    text_encoder = parameter_partition.freeze(load_t5_encoder(run_dir.text_encoder(0), on_host=True))
     return config, run_dir.read_tokenizer(), text_encoder, load_backbone(run_dir.backbone, config)
 
 
@@ -180,9 +186,27 @@ def versions() -> dict[str, str]:
 def check_captions(tokenizer: Tokenizer, length: int, *datasets: Sequence[Record]) -> None:
     """Raises a ValueError for a caption that is too long: at once, not hours later when its batch comes."""
     for dataset in datasets:
-        tokenizer.encode(_captions(dataset), length)
+        tokenizer.encode(captions_of(dataset), length)
 
 
-def _captions(dataset: Sequence[Record]) -> list[str]:
+def open_embeddings(
+    config: ml_collections.ConfigDict, tokenizer: Tokenizer, text_encoder: T5Encoder, *datasets: Sequence[Record]
+) -> EmbeddingStore | None:
+    """The text embeddings that the config names; None where the text encoder runs in the train step.
+
+    Raises:
+      FileNotFoundError, ValueError: they are not whole, not this text encoder's, or lack captions of the data sets.
+    """
+    fields = config.text
+    if not fields.get("embeddings"):
+        return None
+    store = EmbeddingStore(fields.embeddings)
+    facts = made_with(text_encoder, tokenizer, fields.length, fields.get("padding_sees_tokens", False))
+    store.check(facts, {caption for dataset in datasets for caption in captions_of(dataset)})
+    return store
+
+
+def captions_of(dataset: Sequence[Record]) -> list[str]:
+    """The caption of every record."""
     captions = (record["caption"] for record in dataset)
     return [caption.decode() if isinstance(caption, bytes) else caption for caption in captions]

@@ -22,7 +22,8 @@ class Batch(NamedTuple):
     """Captioned clips."""
 
     video: Float[Array, "batch frames height width 3"]  # in [-1, 1]
-    tokens: Int[Array, "batch tokens"]
+    # Token ids, or embeddings that were made ahead of time (`text/embedding_store.py`).
+    text: Int[Array, "batch tokens"] | Float[Array, "batch tokens text_dim"]
 
 
 class TrainState(NamedTuple):
@@ -125,7 +126,7 @@ def _loss_at_fixed_noise(model: Any, batch: Batch, objective: Objective) -> Floa
 
 def _denoiser(model: Any, batch: Batch, key: Array, objective: Objective) -> diffusion_loss.Denoiser:
     """The model as a function `(x_t, t) -> prediction`, conditioned on the batch."""
-    text = model.embed_text(batch.tokens)
+    text = model.embed_text(batch.text)
     low_res = noise_level = None
     if objective.low_res_factor is not None:
         height, width = batch.video.shape[2:4]

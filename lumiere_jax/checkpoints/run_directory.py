@@ -189,5 +189,8 @@ def load_run(path: str | os.PathLike[str], *, require_finished: bool = False) ->
         _, restored = manager.restore({"average": {"unet": trained}}, step, partial=True)
     text_encoder = parameter_partition.freeze(load_t5_encoder(directory.text_encoder(step)))
     unet = nnx.merge(graphdef, restored["average"]["unet"], frozen)
-    model = TextToVideo(text_encoder, unet, dtype=jnp.dtype(config.compute_dtype))
+    padding_sees_tokens = config.text.get("padding_sees_tokens", False)
+    model = TextToVideo(
+        text_encoder, unet, dtype=jnp.dtype(config.compute_dtype), padding_sees_tokens=padding_sees_tokens
+    )
     return Run(config, tokenizer, model, step, directory.path)

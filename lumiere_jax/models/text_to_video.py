@@ -9,14 +9,37 @@ from lumiere_jax.text.t5_encoder import T5Encoder
 
 
 class TextToVideo(nnx.Module):
-    """A text encoder and a (possibly inflated) U-Net that computes in `dtype`."""
+    """A text encoder and a (possibly inflated) U-Net that computes in `dtype`.
 
-    def __init__(self, text_encoder: T5Encoder, unet: UNet2D, *, dtype: jnp.dtype = jnp.float32):
+    Args:
+      text_encoder: None where all text comes as embeddings that were made ahead of time.
+      unet: the denoiser.
+      dtype: of the U-Net's computation.
+      padding_sees_tokens: what the embeddings hold at padding, see `T5Encoder`. True for DeepFloyd IF's U-Nets, which
+        attend to it; False for those that were trained with T5X's convention.
+    """
+
+    def __init__(
+        self,
+        text_encoder: T5Encoder | None,
+        unet: UNet2D,
+        *,
+        dtype: jnp.dtype = jnp.float32,
+        padding_sees_tokens: bool = False,
+    ):
         self.text_encoder, self.unet, self.dtype = text_encoder, unet, dtype
+        self.padding_sees_tokens = padding_sees_tokens
 
-    def embed_text(self, tokens: Int[Array, "batch tokens"]) -> Float[Array, "batch tokens text_dim"]:
-        """Raw text embeddings; `tokens` of the empty prompt give the unconditional ones. Once per clip is enough."""
-        return self.text_encoder(tokens).astype(self.dtype)
+    def embed_text(
+        self, text: Int[Array, "batch tokens"] | Float[Array, "batch tokens text_dim"]
+    ) -> Float[Array, "batch tokens text_dim"]:
+        """Raw text embeddings of token ids; embeddings that were made ahead of time are only cast.
+
+        Those of the empty prompt are the unconditional ones. Once per clip is enough.
+        """
+        if jnp.issubdtype(text.dtype, jnp.floating):
+            return text.astype(self.dtype)
+        return self.text_encoder(text, padding_sees_tokens=self.padding_sees_tokens).astype(self.dtype)
 
     def predict(
         self,

@@ -1,0 +1,182 @@
+"""Text embeddings ahead of time, end to end: made by the command, trained on, and refused where they do not fit."""
+
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from configs import stunet, text_to_image
+from lumiere_jax import train
+from lumiere_jax.checkpoints.run_directory import RunDirectory, load_run
+from lumiere_jax.data.open_dataset import open_dataset
+from lumiere_jax.models.text_to_video import TextToVideo
+from lumiere_jax.prepare_text_embeddings import prepare_text_embeddings
+from lumiere_jax.text.embedding_store import EmbeddingStore
+from lumiere_jax.text.t5_encoder import T5Config, T5Encoder
+from lumiere_jax.text.t5x_checkpoint import write_t5x_checkpoint
+from lumiere_jax.text.tokenizer import train_tokenizer
+from lumiere_jax.train_setup import captions_of, open_embeddings, prepare_inflation
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def t5(tmp_path_factory):
+    """A data directory, and a tiny T5 with its tokenizer."""
+    directory = tmp_path_factory.mktemp("t5")
+    config = text_to_image.get_config("test")
+    config.dataset.data_dir = str(directory / "data")
+    tokenizer = train_tokenizer(captions_of(open_dataset(config.dataset)[0]), vocab_size=600)
+    (directory / "tokenizer.model").write_bytes(tokenizer.model_bytes)
+    sizes = T5Config(tokenizer.vocab_size, emb_dim=64, num_heads=2, num_layers=1, head_dim=8, mlp_dim=16)
+    parameters = jax.jit(lambda: nnx.state(T5Encoder(sizes, rngs=nnx.Rngs(5))))()
+    write_t5x_checkpoint(directory, 1, nnx.to_pure_dict(parameters))
+    return directory
+
+
+def image_config(t5, **text):
+    config = text_to_image.get_config("test")
+    config.dataset.data_dir = str(t5 / "data")
+    config.text.update({"checkpoint": str(t5), "tokenizer": str(t5 / "tokenizer.model"), "dropout": 0.4, **text})
+    config.training.update({"steps": 2, "preview_every": 0})
+    return config
+
+
+@pytest.fixture(scope="module")
+def store(t5):
+    """Made by the command, as a user makes it."""
+    command = [
+        *(sys.executable, "-m", "lumiere_jax.prepare_text_embeddings", "--config=configs/text_to_image.py:test"),
+        *(f"--config.dataset.data_dir={t5 / 'data'}", f"--config.text.checkpoint={t5}"),
+        *(f"--config.text.tokenizer={t5 / 'tokenizer.model'}", f"--output={t5 / 'store'}"),
+        *("--config.text.padding_sees_tokens", "--batch_size=8"),
+    ]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert printed.returncode == 0, printed.stderr
+    assert f"train with --config.text.embeddings={t5 / 'store'}" in printed.stdout
+    assert "captions" in printed.stderr or "caption/s" in printed.stderr
+    return t5 / "store"
+
+
+def train_and_record(config, workdir, monkeypatch):
+    """Losses of the steps, and what the train step got as text."""
+    losses, texts = [], []
+    check, to_device = train._check_finite, train._to_device
+
+    def recorded(metrics, *rest):
+        losses.append(float(metrics["loss"]))
+        check(metrics, *rest)
+
+    def recorded_batch(mesh, batch):
+        texts.append(batch["text"])
+        return to_device(mesh, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "_check_finite", recorded)
+        patch.setattr(train, "_to_device", recorded_batch)
+        train.train(config, workdir)
+    return np.array(losses), texts
+
+
+def test_training_is_the_same_as_with_the_live_encoder(t5, store, tmp_path, monkeypatch):
+    """DeepFloyd IF's convention, where every padded row counts: bfloat16's rounding is all that differs."""
+    config = image_config(t5, padding_sees_tokens=True)
+    live, tokens = train_and_record(config, tmp_path / "live", monkeypatch)
+    config.text.embeddings = str(store)
+    config.training.preview_every = 2
+    # A training that runs the text encoder on more than the previews' prompts fails here.
+    embed = TextToVideo.embed_text
+
+    def no_encoder(self, text):
+        assert self.text_encoder is not None or text.dtype == jax.numpy.bfloat16
+        return embed(self, text)
+
+    monkeypatch.setattr(TextToVideo, "embed_text", no_encoder)
+    stored, embeddings = train_and_record(config, tmp_path / "stored", monkeypatch)
+    assert tokens[0].shape == (2, 32)
+    assert embeddings[0].shape == (2, 32, 64)
+    assert len(live) == 2
+    np.testing.assert_allclose(stored, live, rtol=3e-4)
+    # Caption dropout: the null prompt's embedding.
+    null = EmbeddingStore(store).embeddings([""])[0]
+    dropped = [(row == null).all() for batch in embeddings[1:] for row in batch]
+    assert [(row[1:] == 0).all() for batch in tokens[1:] for row in batch] == dropped
+    assert 0 < sum(dropped) < len(dropped)
+    # The run is as whole as the other: the same text encoder, previews.
+    runs = [load_run(tmp_path / name) for name in ("live", "stored")]
+    assert runs[1].model.padding_sees_tokens
+    encoders = [nnx.state(run.model.text_encoder) for run in runs]
+    jax.tree.map(np.testing.assert_array_equal, *encoders)
+    assert {path.name for path in (tmp_path / "stored" / "text_encoder").iterdir()} == {"checkpoint_0"}
+    assert (tmp_path / "stored" / "previews" / "step_000002" / "sheet.png").is_file()
+
+    # The stage over it takes the same embeddings, and those made for `init_from`.
+    prepare_text_embeddings(video_config(t5, tmp_path / "stored"), tmp_path / "again", batch_size=8)
+    assert (tmp_path / "again" / "metadata.json").read_bytes() == (store / "metadata.json").read_bytes()
+    video = video_config(t5, tmp_path / "stored", embeddings=str(store))
+    datasets = open_dataset(video.dataset)
+    video, tokenizer, text_encoder, _ = prepare_inflation(video, RunDirectory(tmp_path / "video"), train.train)
+    assert video.text.padding_sees_tokens
+    assert open_embeddings(video, tokenizer, text_encoder, *datasets).metadata["captions"] > 1
+
+
+def video_config(t5, image, **text):
+    config = stunet.get_config("test")
+    config.dataset.data_dir = str(t5 / "data")
+    config.init_from = str(image)
+    config.text.update(text)
+    return config
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"text.padding_sees_tokens": False}, "padding_sees_tokens: True in the store, False in this run"),
+        ({"text.length": 33}, "length: 32 in the store, 33 in this run"),
+        ({"dataset.path": "one_caption"}, r"lacks \d+ captions of this data set, the first is '"),
+        ({"text.embeddings": "nowhere"}, "nowhere holds no text embeddings"),
+        ({"text.checkpoint": "", "text.tokenizer": ""}, "needs a text encoder that is trained already"),
+    ],
+)
+def test_embeddings_that_do_not_fit_are_refused_by_name(t5, store, tmp_path, monkeypatch, changes, message):
+    config = image_config(t5, padding_sees_tokens=True, embeddings=str(store))
+    if "dataset.path" in changes:
+        records = [{"caption": b"a caption that is in no data set"}]
+        monkeypatch.setattr(train, "open_dataset", lambda _: (records, records))
+    else:
+        config.update_from_flattened_dict(changes)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        train.train(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_another_encoder_is_refused(t5, store, tmp_path):
+    sizes = T5Config(600, emb_dim=64, num_heads=2, num_layers=1, head_dim=8, mlp_dim=16)
+    parameters = jax.jit(lambda: nnx.state(T5Encoder(sizes, rngs=nnx.Rngs(6))))()
+    write_t5x_checkpoint(tmp_path / "t5", 1, nnx.to_pure_dict(parameters))
+    config = image_config(t5, padding_sees_tokens=True, embeddings=str(store), checkpoint=str(tmp_path / "t5"))
+    with pytest.raises(ValueError, match=r"encoder: [0-9a-f]{64} in the store, [0-9a-f]{64} in this run"):
+        train.train(config, tmp_path / "run")
+
+
+def test_what_cannot_be_prepared(t5, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "t5x", None)
+    with pytest.raises(ImportError, match="t5x is not installed"):
+        prepare_text_embeddings(image_config(t5, checkpoint="nowhere"), tmp_path / "out", implementation="t5x")
+    with pytest.raises(FileNotFoundError, match="no T5X checkpoint at"):
+        prepare_text_embeddings(image_config(t5, checkpoint=str(tmp_path / "nowhere")), tmp_path / "out")
+    for config in (image_config(t5, checkpoint="", tokenizer=""), video_config(t5, "")):
+        with pytest.raises(ValueError, match="names no text encoder"):
+            prepare_text_embeddings(config, tmp_path / "out")
+    with pytest.raises(ValueError, match="the limit is 3"):
+        prepare_text_embeddings(image_config(t5, length=3), tmp_path / "out")
+    small = T5Config(100, emb_dim=8, num_heads=2, num_layers=1, head_dim=8, mlp_dim=16)
+    parameters = jax.jit(lambda: nnx.state(T5Encoder(small, rngs=nnx.Rngs(6))))()
+    write_t5x_checkpoint(tmp_path / "t5", 1, nnx.to_pure_dict(parameters))
+    with pytest.raises(ValueError, match=r"the tokenizer has \d+ tokens, the text encoder .* has 100: give"):
+        prepare_text_embeddings(image_config(t5, checkpoint=str(tmp_path / "t5")), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
