@@ -23,7 +23,7 @@ from flax import nnx, traverse_util
 from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
 RMS_NORM_EPSILON = 1e-6
-# T5X adds this to the logits of masked pairs; a row that is masked whole becomes uniform, not NaN.
+# T5X's value for the logits of masked keys; a sentence that is masked whole becomes uniform, not NaN.
 MASKED_LOGIT = -1e10
 
 
@@ -200,14 +200,14 @@ class Attention(nnx.Module):
         self,
         x: Float[Array, "batch tokens emb"],
         bias: Float[Array, "heads tokens tokens"],
-        mask: Bool[Array, "batch tokens tokens"],
+        mask: Bool[Array, "batch tokens"],
     ) -> Float[Array, "batch tokens emb"]:
         query, key, value = (
             linear(x).reshape(*x.shape[:2], self.num_heads, -1) for linear in (self.query, self.key, self.value)
         )
         # In float32 also where the rest is bfloat16: unscaled logits are large.
         logits = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32) + bias
-        weights = jax.nn.softmax(jnp.where(mask[:, None], logits, MASKED_LOGIT), axis=-1)
+        weights = jax.nn.softmax(jnp.where(mask[:, None, None, :], logits, MASKED_LOGIT), axis=-1)
         mixed = jnp.einsum("bhqk,bkhd->bqhd", weights.astype(value.dtype), value)
         return self.out(mixed.reshape(*x.shape[:2], -1))
 
@@ -245,7 +245,7 @@ class EncoderLayer(nnx.Module):
         self,
         x: Float[Array, "batch tokens emb"],
         bias: Float[Array, "heads tokens tokens"] | None,
-        mask: Bool[Array, "batch tokens tokens"],
+        mask: Bool[Array, "batch tokens"],
     ) -> Float[Array, "batch tokens emb"]:
         if bias is None:
             bias = self.relpos_bias(x.shape[1])
@@ -266,7 +266,7 @@ class Encoder(nnx.Module):
         self.encoder_norm = RMSNorm(config.emb_dim, **dtypes)
 
     def __call__(
-        self, x: Float[Array, "batch tokens emb"], mask: Bool[Array, "batch tokens tokens"]
+        self, x: Float[Array, "batch tokens emb"], mask: Bool[Array, "batch tokens"]
     ) -> Float[Array, "batch tokens emb"]:
         bias = self.relpos_bias(x.shape[1]) if self.config.shared_position_bias else None
         for i in range(self.config.num_layers):
@@ -309,9 +309,10 @@ class T5Encoder(nnx.Module):
           mask: true (or 1) at tokens, false at padding; None takes `tokens > 0`.
 
         Returns:
-          The normalised output of the last layer. As in T5X, padded positions neither see nor are seen by
-          tokens; their own rows are defined but mean nothing: condition on the valid rows only.
+          The normalised output of the last layer. Tokens do not see padding. Rows of padding are those of Hugging
+          Face's T5, where padding sees the tokens: DeepFloyd IF was trained on these and attends to them. T5X
+          hides the tokens from padding too, which changes no row of a token.
         """
         mask = jnp.asarray(tokens > 0 if mask is None else mask, dtype=bool)
         x = self.token_embedder(jnp.asarray(tokens)).astype(self.dtype)
-        return self.encoder(x, mask[:, :, None] & mask[:, None, :])
+        return self.encoder(x, mask)

@@ -70,7 +70,7 @@ UNETS = {
     | {
         "in_channels": 3,
         "block_out_channels": [8, 16, 24],
-        "layers_per_block": 2,
+        "layers_per_block": 1,
         "act_fn": "gelu",
         "norm_num_groups": 8,
         "attention_head_dim": 8,
@@ -83,7 +83,7 @@ UNETS = {
     | {
         "in_channels": 6,
         "block_out_channels": [8, 16, 24],
-        "layers_per_block": [1, 2, 1],
+        "layers_per_block": [1, 1, 2],
         "act_fn": "gelu",
         "norm_num_groups": 4,
         "attention_head_dim": 12,
