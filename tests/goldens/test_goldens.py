@@ -10,15 +10,18 @@ import pathlib
 import golden_inputs
 import jax
 import jax.numpy as jnp
+import make_tiny_if
 import numpy as np
 import pytest
 from flax import nnx
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from configs import deepfloyd_if as variants
 from lumiere_jax.checkpoints import deepfloyd_if
-from lumiere_jax.models.unet2d import UNet2D
+from lumiere_jax.models.unet2d import UNet2D, UNet2DConfig
 from lumiere_jax.text.load_t5 import load_t5_encoder
+from lumiere_jax.text.tokenizer import Tokenizer
 
 DIRECTORY = pathlib.Path(__file__).parent
 # Largest differences (found: 4e-6, 3e-6 and 2e-7). In a float64 model diffusers' softmax over the pooled text is still
@@ -129,3 +132,32 @@ def test_t5_equals_transformers(tmp_path):
 def test_goldens_say_what_made_them():
     for path in DIRECTORY.glob("*.safetensors"):
         assert "torch" in golden(path.stem)[1]["versions"]
+
+
+@pytest.mark.parametrize("name", golden_inputs.UNETS)
+def test_the_tiny_models_names_are_diffusers(tmp_path, name):
+    """`make_tiny_if.py` writes the names of diffusers, and a config that reads the same."""
+    metadata = golden(f"unet_{name}")[1]
+    (tmp_path / "config.json").write_text(json.dumps(metadata["config.json"]))
+    config = deepfloyd_if.unet_config(tmp_path / "config.json")
+    unet = nnx.eval_shape(lambda: UNet2D(config, rngs=nnx.Rngs(0)))
+    names = {make_tiny_if.diffusers_name(path) for path, _ in nnx.to_flat_state(nnx.state(unet))}
+    assert names == metadata["shapes"].keys()
+    (tmp_path / "config.json").write_text(json.dumps(make_tiny_if.diffusers_config(config)))
+    assert deepfloyd_if.unet_config(tmp_path / "config.json") == config
+
+
+def test_make_tiny_if(tmp_path):
+    """The files are read by the importers as what `configs/deepfloyd_if.py` says."""
+    output = tmp_path / "tiny"
+    make_tiny_if.make(output)
+    for stage, variant in (("if_i", "if_tiny"), ("if_ii", "if_ii_tiny")):
+        config = deepfloyd_if.unet_config(output / stage / "unet" / "config.json")
+        assert config == UNet2DConfig(**variants.unet(variant))
+        arrays = deepfloyd_if.read_unet_parameters(output / stage / "unet" / "diffusion_pytorch_model.safetensors")
+        expected = nnx.state(nnx.eval_shape(lambda config=config: UNet2D(config, rngs=nnx.Rngs(0))))
+        deepfloyd_if.check_parameters(arrays, {p: leaf.get_value() for p, leaf in nnx.to_flat_state(expected)})
+    encoder = load_t5_encoder(output / "t5")
+    assert Tokenizer.load(output / "t5" / "spiece.model").vocab_size <= encoder.config.vocab_size
+    with pytest.raises(FileExistsError, match="is there already"):
+        make_tiny_if.make(output)
