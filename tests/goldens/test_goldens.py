@@ -42,19 +42,24 @@ def weights(name):
     return {tensor: golden_inputs.weight(tensor, tuple(shape)) for tensor, shape in golden(name)[1]["shapes"].items()}
 
 
+def read_unet(directory, dtype=jnp.float32):
+    """The U-Net of a directory in diffusers' format."""
+    config = deepfloyd_if.unet_config(directory / "config.json")
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: UNet2D(config, rngs=nnx.Rngs(0))))
+    flat = dict(nnx.to_flat_state(state))
+    arrays = deepfloyd_if.read_unet_parameters(directory / "diffusion_pytorch_model.safetensors")
+    deepfloyd_if.check_parameters(arrays, {path: leaf.get_value() for path, leaf in flat.items()})
+    for path, leaf in flat.items():
+        leaf.set_value(jnp.asarray(arrays[path], dtype))
+    return nnx.merge(graphdef, state)
+
+
 @pytest.fixture
 def load_unet(tmp_path):
     def load(name, dtype=jnp.float32):
         (tmp_path / "config.json").write_text(json.dumps(golden(f"unet_{name}")[1]["config.json"]))
         save_file(weights(f"unet_{name}"), tmp_path / "diffusion_pytorch_model.safetensors")
-        config = deepfloyd_if.unet_config(tmp_path / "config.json")
-        graphdef, state = nnx.split(nnx.eval_shape(lambda: UNet2D(config, rngs=nnx.Rngs(0))))
-        flat = dict(nnx.to_flat_state(state))
-        arrays = deepfloyd_if.read_unet_parameters(tmp_path / "diffusion_pytorch_model.safetensors")
-        deepfloyd_if.check_parameters(arrays, {path: leaf.get_value() for path, leaf in flat.items()})
-        for path, leaf in flat.items():
-            leaf.set_value(jnp.asarray(arrays[path], dtype))
-        return nnx.merge(graphdef, state)
+        return read_unet(tmp_path, dtype)
 
     return load
 
@@ -65,15 +70,20 @@ def apply(unet, video, time, text, mask, noise_level):
 
 
 def run(unet, mask=None, dtype=jnp.float32, tokens=golden_inputs.TOKENS):
-    """The U-Net's output on the goldens' inputs, in diffusers' layout."""
+    """The U-Net's output on the goldens' inputs."""
     sample, text = golden_inputs.inputs(unet.config.in_channels, unet.config.text_dim, tokens)
+    return run_on(unet, sample, golden_inputs.TIMESTEP, text, mask, golden_inputs.NOISE_LEVEL, dtype)
+
+
+def run_on(unet, sample, timestep, text, mask, noise_level, dtype):
+    """The U-Net's output on diffusers' inputs, in diffusers' layout `[batch, channels, height, width]`."""
     out = apply(
         unet,
         jnp.asarray(sample, dtype).transpose(0, 2, 3, 1)[:, None],
-        jnp.asarray(golden_inputs.TIMESTEP, dtype),
+        jnp.broadcast_to(jnp.asarray(timestep, dtype), len(sample)),
         jnp.asarray(text, dtype),
         mask,
-        jnp.asarray(golden_inputs.NOISE_LEVEL, dtype) if unet.config.noise_level_embedding else None,
+        jnp.asarray(noise_level, dtype) if unet.config.noise_level_embedding else None,
     )
     return np.asarray(out[:, 0].transpose(0, 3, 1, 2))
 
@@ -99,6 +109,19 @@ def test_unet_equals_diffusers_in_float64(load_unet, name):
             error = np.abs(run(unet, mask, jnp.float64) - expected[key])
             assert error[0].max() < FLOAT64_AT_TIME_0, key
             assert error[1].max() < FLOAT64, key
+
+
+@pytest.mark.parametrize(("stage", "tolerance"), [("if_stage1", 3e-5), ("if_stage2", 2e-4)])
+def test_unet_equals_the_fixtures(fixtures, stage, tolerance):
+    """Larger models of the same kind, float32 and float64; outside the repository."""
+    io = np.load(fixtures / stage / "io.npz")
+    for dtype, suffix, bar in ((jnp.float32, "", tolerance), (jnp.float64, "_f64", 2e-5)):
+        with jax.enable_x64(dtype == jnp.float64):
+            unet = read_unet(fixtures / stage, dtype)
+            mask = io["encoder_attention_mask"]
+            for seen, key in ((np.ones_like(mask), f"out{suffix}"), (mask, f"out_masked{suffix}")):
+                inputs = (io["sample"], io["timestep"], io["encoder_hidden_states"], seen, io.get("class_labels"))
+                np.testing.assert_allclose(run_on(unet, *inputs, dtype), io[key], atol=bar, rtol=0, err_msg=key)
 
 
 def test_no_mask_is_a_mask_that_hides_nothing(load_unet):
