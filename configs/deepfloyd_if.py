@@ -99,7 +99,7 @@ def image_model(variant: str) -> ml_collections.ConfigDict:
         config.compute_dtype = "float32"
         config.text.update({"vocab_size": 512, "emb_dim": 32, "num_heads": 2, "num_layers": 2, "head_dim": 16})
         config.text.mlp_dim = 64
-        config.dataset.update({"stored_frames": 8, "stored_size": 32})
+        config.dataset.update({"stored_frames": 16, "stored_size": 32})
         config.training.update({"steps": 50, "batch_size": 2, "warmup_steps": 5, "ema_decay": 0.9})
         config.training.update({"checkpoint_every": 50, "validate_every": 25, "preview_every": 0, "log_every": 10})
         config.training.update({"validation_clips": 2, "learning_rate": 1e-3})

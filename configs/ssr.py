@@ -64,13 +64,11 @@ def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
 
 def _over_deepfloyd_if(config: ml_collections.ConfigDict, variant: str) -> None:
     """The rest of a variant whose image model is imported; `config.image_model` has DeepFloyd IF's sizes already."""
-    config.clip.size = 256
-    config.temporal.strides = (2, 2, 1, 1)  # five levels: 8 -> 4 -> 2 frames
-    config.dataset.update({"stored_frames": 8, "stored_size": 256})
+    is_tiny = variant in deepfloyd_if.TINY
+    size = 32 if is_tiny else 256
+    for stage in (config, config.image_model):
+        stage.clip.size = size
+    config.dataset.update({"stored_frames": 16, "stored_size": size})
+    config.temporal.strides = (2,) if is_tiny else (2, 2, 1, 1)  # five levels: 8 -> 4 -> 2 frames
     # From DeepFloyd IF: guidance, and noise level 250 of 1000 on the low-resolution picture.
-    config.sampling.update({"guidance": 4.0, "noise_level": 0.25, "steps": 50})
-    if variant in deepfloyd_if.TINY:
-        config.clip.size = 32
-        config.temporal.strides = (2,)
-        config.dataset.stored_size = 32
-        config.sampling.steps = 10
+    config.sampling.update({"guidance": 4.0, "noise_level": 0.25, "steps": 10 if is_tiny else 50})

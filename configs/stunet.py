@@ -74,7 +74,8 @@ def inflated(image: ml_collections.ConfigDict, variant: str) -> ml_collections.C
         config.text.update({"checkpoint": "", "tokenizer": "", "length": 77})  # the frozen T5, given at the first start
         config.temporal.update({"norm_groups": 32, "attention_head_dim": 64})
         config.training = image.training  # as it is: nothing trains the image model
-    if variant in deepfloyd_if.TINY:
-        config.clip.update({"frames": 8, "fps": 8.0, "size": 16})
-        config.temporal.update({"strides": (2,), "norm_groups": 4, "attention_head_dim": 8, "attention_layers": 1})
+        if variant in deepfloyd_if.TINY:
+            config.clip = {"frames": 8, "fps": 8.0, "size": 16}
+            config.temporal.update({"strides": (2,), "norm_groups": 4, "attention_head_dim": 8, "attention_layers": 1})
+        image.clip.update({"fps": config.clip.fps, "size": config.clip.size})
     return config
