@@ -6,20 +6,39 @@
 Trains the image model (configs/text_to_image.py) first, where `--config.init_from` names none. Hardware: 2 CPU
 cores. Time and result of variant `demo`: see docs/demo.md.
 
-From the paper: the temporal strides 2, 2, then 1 (80 -> 40 -> 20 frames), which layers are trained, the initialisation.
-Not from the paper: every other value.
+    python -m lumiere_jax.train --config=configs/stunet.py:if_m --config.init_from=weights/if_m ...
+
+inflates DeepFloyd IF's stage I, which must be imported first: docs/pretrained_weights.md has all commands, the memory
+that each variant needs, and what has not been run.
+
+From the paper: the temporal strides 2, 2, then 1 (80 -> 40 -> 20 frames), which layers are trained, the initialisation;
+of `if_m`, `if_l` and `if_xl` also the clip: 80 frames at 16 fps, 128x128 pixels. Not from the paper: every other value.
 """
 
 import ml_collections
 
-from configs import text_to_image
+from configs import deepfloyd_if, text_to_image
+
+VARIANTS = ("demo", "test", *deepfloyd_if.STAGE_1)
 
 
 def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
-    """Variants: `demo`, 16 frames of 32x32 pixels at 8 fps; `test`, which is too small to learn anything."""
-    image = text_to_image.get_config(variant)
-    config = ml_collections.ConfigDict()
+    """Builds the config of a variant.
+
+    `demo`: 16 frames of 32x32 pixels at 8 fps. `test`: too small to learn anything. `if_m`, `if_l`, `if_xl`: over
+    imported weights of DeepFloyd IF. `if_tiny`: their rehearsal on a laptop.
+    """
+    if variant not in VARIANTS:
+        raise ValueError(f"configs/stunet.py has no variant {variant!r}: use {', '.join(VARIANTS)}")
+    is_imported = variant in deepfloyd_if.STAGE_1
+    config = inflated(deepfloyd_if.image_model(variant) if is_imported else text_to_image.get_config(variant), variant)
     config.name = f"stunet:{variant}"
+    return config
+
+
+def inflated(image: ml_collections.ConfigDict, variant: str) -> ml_collections.ConfigDict:
+    """The config of a variant's inflated model over the image model `image`, which it holds as `image_model`."""
+    config = ml_collections.ConfigDict()
     config.seed = 0
     config.compute_dtype = "float32"
     config.clip = {"frames": 16, "fps": 8.0, "size": 32}
@@ -49,4 +68,14 @@ def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
         config.temporal.update({"norm_groups": 2, "attention_head_dim": 8, "attention_layers": 1})
         config.training.update({"steps": 4, "batch_size": 2, "checkpoint_every": 2, "validate_every": 2})
         config.training.update({"validation_clips": 2, "preview_every": 4, "log_every": 1})
+    if image.pretrained:
+        config.compute_dtype = image.compute_dtype
+        config.clip = {"frames": 80, "fps": 16.0, "size": 128}
+        config.text.update({"checkpoint": "", "tokenizer": "", "length": 77})  # the frozen T5, given at the first start
+        config.temporal.update({"norm_groups": 32, "attention_head_dim": 64})
+        config.training = image.training  # as it is: nothing trains the image model
+        if variant in deepfloyd_if.TINY:
+            config.clip = {"frames": 8, "fps": 8.0, "size": 16}
+            config.temporal.update({"strides": (2,), "norm_groups": 4, "attention_head_dim": 8, "attention_layers": 1})
+        image.clip.update({"fps": config.clip.fps, "size": config.clip.size})
     return config

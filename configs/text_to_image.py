@@ -19,6 +19,7 @@ def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
     config.name = f"text_to_image:{variant}"
     config.seed = 0
     config.compute_dtype = "float32"
+    config.pretrained = ""  # else the model that is imported in place of this one (configs/deepfloyd_if.py)
     config.clip = {"frames": 1, "fps": 8.0, "size": 32}
     config.dataset = {
         "name": "moving_shapes",  # or video_folder

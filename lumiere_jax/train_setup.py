@@ -23,7 +23,8 @@ from lumiere_jax.train_step import Objective
 
 # Fields in which a continued run may differ from how it was started.
 _FREE_TO_CHANGE = {
-    *("name", "sampling", "mesh", "init_from", "image_model", "training.steps", "training.keep_checkpoints"),
+    *("name", "pretrained", "sampling", "mesh", "init_from", "image_model"),
+    *("training.steps", "training.keep_checkpoints"),
     *("training.checkpoint_every", "training.log_every", "training.preview_every", "training.validate_every"),
     *("dataset.data_dir", "dataset.cache_bytes", "dataset.threads", "text.embeddings"),
 }
@@ -45,6 +46,12 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     objective = make_objective(config)
     if factor:
         low_resolution.check_level("diffusion.max_noise_level", config.diffusion.max_noise_level, objective.schedule)
+    if "temporal" in config and config.image_model.pretrained and not config.init_from:
+        raise ValueError(
+            f"init_from is empty, but {config.name} inflates {config.image_model.pretrained}, which is imported, not "
+            "trained: `python -m lumiere_jax.import_weights deepfloyd_if --weights=DIR --output=IMPORTED`, then "
+            "--config.init_from=IMPORTED (docs/pretrained_weights.md)"
+        )
     make_optimizer(config.training)
     source = "init_from" if "temporal" in config else "text.checkpoint"
     if config.text.get("embeddings") and not (config.init_from if "temporal" in config else config.text.checkpoint):

@@ -1,0 +1,137 @@
+"""Makes tiny stand-ins, with random weights, for DeepFloyd IF's stages I and II and for T5, in the published formats.
+
+    PYTHONPATH=. python tests/goldens/make_tiny_if.py --output=workdir/tiny
+
+writes `if_i/unet` and `if_ii/unet` (config.json and safetensors with diffusers' names), and `t5` (safetensors with
+Hugging Face's names, and a SentencePiece model), with which every command of docs/pretrained_weights.md runs on a
+laptop. What they draw is noise.
+"""
+
+import argparse
+import json
+import pathlib
+import re
+
+import numpy as np
+from flax import nnx, traverse_util
+from safetensors.numpy import save_file
+
+from configs import deepfloyd_if, stunet
+from lumiere_jax.models.unet2d import UNet2D, UNet2DConfig
+from lumiere_jax.text.hugging_face_t5 import LAYER_PARAMETERS, POSITION_BIAS
+from lumiere_jax.text.t5_encoder import T5Config, T5Encoder
+from lumiere_jax.text.tokenizer import train_tokenizer
+
+_DIFFUSERS_NAMES = (
+    (r"^(down|up)\.(\d+)\.layers\.(\d+)\.(resnet|attention)\.", r"\1_blocks.\2.\4s.\3."),
+    (r"^(down|up)\.(\d+)\.resize\.resnet\.", r"\1_blocks.\2.\1samplers.0."),
+    (r"^middle\.resnet_([01])\.", r"mid_block.resnets.\1."),
+    (r"^middle\.attention\.", "mid_block.attentions.0."),
+    (r"^text_pooling\.(positional_embedding|[qkv]_proj)", r"add_embedding.pool.\1"),
+    (r"^text_pooling\.", "add_embedding."),
+    (r"^noise_level_embedding\.", "class_embedding."),
+    (r"\.to_out\.", ".to_out.0."),
+    (r"\.(kernel|scale)$", ".weight"),
+)
+_CAPTIONS = (
+    "a dog runs along a beach at sunset",
+    "waves break against a rocky coast",
+    "a red car drives through the city at night",
+    "a woman walks in the forest, slow motion",
+)
+
+
+def diffusers_name(path: tuple[str | int, ...]) -> str:
+    """`('down', 1, 'layers', 0, 'resnet', 'conv1', 'kernel')` -> `down_blocks.1.resnets.0.conv1.weight`."""
+    name = ".".join(map(str, path))
+    for pattern, replacement in _DIFFUSERS_NAMES:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def diffusers_config(config: UNet2DConfig) -> dict:
+    """The config.json of an image model, with the keys that diffusers' defaults do not cover."""
+    down = ["SimpleCrossAttnDownBlock2D" if has else "ResnetDownsampleBlock2D" for has in config.cross_attention]
+    up = ["SimpleCrossAttnUpBlock2D" if has else "ResnetUpsampleBlock2D" for has in config.cross_attention[::-1]]
+    return {
+        "_class_name": "UNet2DConditionModel",
+        "act_fn": config.act_fn,
+        "addition_embed_type": "text",
+        "addition_embed_type_num_heads": config.text_pooling_heads,
+        "attention_head_dim": config.attention_head_dim,
+        "block_out_channels": list(config.block_out_channels),
+        "class_embed_type": "timestep" if config.noise_level_embedding else None,
+        "cross_attention_dim": config.cross_attention_dim,
+        "cross_attention_norm": "group_norm",
+        "down_block_types": down,
+        "encoder_hid_dim": config.text_dim,
+        "in_channels": config.in_channels,
+        "layers_per_block": list(config.layers_per_block),
+        "mid_block_scale_factor": config.mid_block_scale_factor,
+        "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
+        "norm_eps": config.norm_eps,
+        "norm_num_groups": config.norm_num_groups,
+        "only_cross_attention": config.only_cross_attention,
+        "out_channels": config.out_channels,
+        "resnet_out_scale_factor": config.resnet_out_scale_factor,
+        "resnet_skip_time_act": config.resnet_skip_time_act,
+        "resnet_time_scale_shift": "scale_shift",
+        "time_embedding_act_fn": config.time_embedding_act_fn,
+        "time_embedding_dim": config.time_embedding_dim,
+        "up_block_types": up,
+    }
+
+
+def write_unet(directory: pathlib.Path, config: UNet2DConfig, seed: int) -> None:
+    """Writes a freshly initialised image model as diffusers does."""
+    directory.mkdir(parents=True)
+    (directory / "config.json").write_text(json.dumps(diffusers_config(config), indent=2) + "\n")
+    tensors = {}
+    for path, leaf in nnx.to_flat_state(nnx.state(UNet2D(config, rngs=nnx.Rngs(seed)))):
+        array = np.asarray(leaf.get_value())
+        if path[-1] == "kernel":
+            array = array.T if array.ndim == 2 else array.transpose(3, 2, 0, 1)
+        tensors[diffusers_name(path)] = np.ascontiguousarray(array)
+    save_file(tensors, directory / "diffusion_pytorch_model.safetensors")
+
+
+def write_t5(directory: pathlib.Path, config: T5Config) -> None:
+    """Writes a freshly initialised T5 encoder as Hugging Face does, and a tokenizer."""
+    directory.mkdir(parents=True)
+    names = {
+        "token_embedder/embedding": "shared.weight",
+        "encoder/relpos_bias/rel_embedding": f"encoder.block.0.{POSITION_BIAS}",
+        "encoder/encoder_norm/scale": "encoder.final_layer_norm.weight",
+    }
+    for i in range(config.num_layers):
+        for ours, theirs in LAYER_PARAMETERS.items():
+            names[f"encoder/layers_{i}/{ours}"] = f"encoder.block.{i}.{theirs}"
+    parameters = nnx.to_pure_dict(nnx.state(T5Encoder(config, rngs=nnx.Rngs(0))))
+    tensors = {}
+    for path, leaf in traverse_util.flatten_dict(parameters, sep="/").items():
+        # PyTorch's linear layers are [out, in]; so is its table of position biases, but not that of the tokens.
+        is_transposed = path.endswith(("kernel", "rel_embedding"))
+        tensors[names[path]] = np.ascontiguousarray(leaf.T if is_transposed else leaf)
+    save_file(tensors, directory / "model.safetensors")
+    (directory / "spiece.model").write_bytes(train_tokenizer(_CAPTIONS, config.vocab_size).model_bytes)
+
+
+def make(output: pathlib.Path) -> None:
+    """Writes both stages and the text encoder.
+
+    Raises:
+      FileExistsError: `output` is there already.
+    """
+    if output.exists():
+        raise FileExistsError(f"{output} is there already")
+    write_unet(output / "if_i" / "unet", UNet2DConfig(**deepfloyd_if.unet("if_tiny")), seed=0)
+    write_unet(output / "if_ii" / "unet", UNet2DConfig(**deepfloyd_if.unet("if_ii_tiny")), seed=1)
+    text = stunet.get_config("if_tiny").image_model.text
+    sizes = ("vocab_size", "emb_dim", "num_heads", "num_layers", "head_dim", "mlp_dim")
+    write_t5(output / "t5", T5Config(**{size: text[size] for size in sizes}))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=pathlib.Path, required=True, help="a directory that is not there yet")
+    make(parser.parse_args().output)
