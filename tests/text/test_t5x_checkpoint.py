@@ -305,7 +305,7 @@ assert kernel.sharding.spec == P(None, "model") and kernel.addressable_shards[0]
 
 read = []
 array = np.arange(24).reshape(4, 6)
-stored = StoredArray(array.shape, lambda index: (read.append(array[index].shape), array[index])[1])
+stored = StoredArray(array.shape, array.dtype, lambda index: (read.append(array[index].shape), array[index])[1])
 result = stored.load(np.float32, NamedSharding(mesh, P(None, "model")))
 np.testing.assert_array_equal(result, array)
 assert result.dtype == np.float32 and read == [(4, 3), (4, 3)], read
