@@ -16,7 +16,7 @@ from lumiere_jax.text.t5x_checkpoint import read_t5x_encoder
 
 
 def encoder_from_parameters(tree: Mapping[str, Any], dtype: DTypeLike = jnp.float32) -> T5Encoder:
-    """An encoder around existing parameters: jax arrays are neither copied nor cast, nor their sharding changed.
+    """An encoder around existing parameters: arrays are neither copied nor cast nor moved, numpy's stay numpy's.
 
     Args:
       tree: nested dict in T5X's names, as `read_t5x_encoder` and `read_hugging_face_t5` return it.
@@ -37,12 +37,12 @@ def encoder_from_parameters(tree: Mapping[str, Any], dtype: DTypeLike = jnp.floa
     ]
     if problems:
         raise ValueError(f"the parameters do not fit {config}:\n" + "\n".join(problems))
-    nnx.replace_by_pure_dict(state, jax.tree.map(jnp.asarray, dict(tree)))
+    nnx.replace_by_pure_dict(state, dict(tree))
     return nnx.merge(graph, state)
 
 
 def load_t5_encoder(
-    path: str | os.PathLike[str], dtype: DTypeLike = jnp.float32, *, sharding: Sharding = None
+    path: str | os.PathLike[str], dtype: DTypeLike = jnp.float32, *, sharding: Sharding = None, on_host: bool = False
 ) -> T5Encoder:
     """A pretrained encoder, from a T5X checkpoint (local or `gs://`) or Hugging Face safetensors.
 
@@ -54,12 +54,16 @@ def load_t5_encoder(
       dtype: of the parameters and of the computation.
       sharding: one for all parameters, or a function of the parameter's path ("encoder/layers_0/..."); None
         puts everything on the first local device.
+      on_host: leaves the parameters in the host's memory, as numpy arrays, and takes no memory of a device; not
+        together with `sharding`.
 
     Raises:
       FileNotFoundError: nothing to load at `path`, or a part of it is missing.
-      ValueError: not a T5 1.1 encoder.
+      ValueError: not a T5 1.1 encoder, or both `on_host` and `sharding`.
     """
-    if sharding is None:
+    if on_host and sharding is not None:
+        raise ValueError("on_host=True and a sharding exclude each other")
+    if sharding is None and not on_host:
         sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     read = read_hugging_face_t5 if is_hugging_face_t5(path) else read_t5x_encoder
     return encoder_from_parameters(read(path, dtype=dtype, sharding=sharding), dtype)

@@ -129,6 +129,13 @@ def relative_position_buckets(
     return np.where(relative > 0, half, 0) + np.where(distance < exact, distance, logarithmic)
 
 
+def attention_mask(
+    mask: Bool[Array, "batch tokens"], *, padding_sees_tokens: bool
+) -> Bool[Array, "batch queries keys"]:
+    """Which position sees which; `T5Encoder` says what `padding_sees_tokens` means."""
+    return mask[:, None, :] & (mask[:, :, None] | padding_sees_tokens)
+
+
 class Embedding(nnx.Module):
     """Token ids to vectors."""
 
@@ -301,17 +308,23 @@ class T5Encoder(nnx.Module):
         self,
         tokens: Int[Array | np.ndarray, "batch tokens"],
         mask: Int[Array | np.ndarray, "batch tokens"] | Bool[Array | np.ndarray, "batch tokens"] | None = None,
+        *,
+        padding_sees_tokens: bool = False,
     ) -> Float[Array, "batch tokens emb"]:
         """Text embeddings of token ids.
 
         Args:
           tokens: ids; 0 is padding. An id beyond the vocabulary gives NaN.
           mask: true (or 1) at tokens, false at padding; None takes `tokens > 0`.
+          padding_sees_tokens: what the rows at padding hold, which matters to a U-Net that attends to them. Tokens
+            never see padding, so their rows are the same either way. True: padding attends to the tokens, each
+            position by its distances, as in Hugging Face's T5, which DeepFloyd IF was trained with. False: padding
+            is masked as a query too, as in T5X; its attention is then uniform over all positions, so that all padded
+            rows of a text are one and the same vector.
 
         Returns:
-          The normalised output of the last layer. As in T5X, padded positions neither see nor are seen by
-          tokens; their own rows are defined but mean nothing: condition on the valid rows only.
+          The normalised output of the last layer.
         """
         mask = jnp.asarray(tokens > 0 if mask is None else mask, dtype=bool)
         x = self.token_embedder(jnp.asarray(tokens)).astype(self.dtype)
-        return self.encoder(x, mask[:, :, None] & mask[:, None, :])
+        return self.encoder(x, attention_mask(mask, padding_sees_tokens=padding_sees_tokens))

@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -82,7 +82,7 @@ def open_t5x_encoder(path: str | os.PathLike[str]) -> dict[str, StoredArray]:
 
     Raises:
       FileNotFoundError: no checkpoint at `path`, or an array of it is missing.
-      ValueError: not a T5X checkpoint, or one without an encoder.
+      ValueError: not a T5X checkpoint (TensorFlow, Orbax, Flax), one without an encoder, or the first T5.
     """
     checkpoint, index = _read_index(_find_checkpoint(os.fspath(path).rstrip("/")))
     target = index["target"]
@@ -90,6 +90,11 @@ def open_t5x_encoder(path: str | os.PathLike[str]) -> dict[str, StoredArray]:
     if missing:
         raise ValueError(f"{checkpoint.path} has no {sorted(missing)} under target, only {sorted(target)}")
     leaves = _flat_leaves({name: target[name] for name in ENCODER})
+    if any(name[-3:] == ("mlp", "wi", "kernel") for name in leaves):
+        raise ValueError(
+            f"{checkpoint.path} is the first T5 (mlp/wi in place of mlp/wi_0 and wi_1), which is not supported: use T5 "
+            "1.1 (t5_1_1_*) or flan-T5 (flan_t5_*)"
+        )
     with concurrent.futures.ThreadPoolExecutor(PARALLEL_READS) as pool:
         arrays = pool.map(lambda leaf: _open_leaf(checkpoint, *leaf), leaves.items())
         stored = _unstack_layers(dict(zip(leaves, arrays, strict=True)))
@@ -156,6 +161,11 @@ def write_t5x_checkpoint(directory: str | os.PathLike[str], step: int, parameter
 
 def _find_checkpoint(path: str) -> str:
     """`path` itself where it has an index, else the latest step inside it."""
+    if not is_remote(path) and os.path.isfile(path):
+        raise ValueError(
+            f"{path} is a file, perhaps a checkpoint of flax.training; a T5X checkpoint is a directory with a file "
+            f"named {INDEX}: give that directory"
+        )
     directory = open_directory(path)
     if directory.read(INDEX).result().state == "value":
         return path
@@ -164,10 +174,24 @@ def _find_checkpoint(path: str) -> str:
     matches = [re.fullmatch(rf"checkpoint_(\d+)/{INDEX}", key.decode()) for key in keys]
     steps = [int(match[1]) for match in matches if match]
     if not steps:
+        _refuse_orbax(path)
         raise FileNotFoundError(
             f"no T5X checkpoint at {path}: neither {path}/{INDEX} nor {path}/checkpoint_<step>/{INDEX} exists"
         )
     return f"{path}/checkpoint_{max(steps)}"
+
+
+def _refuse_orbax(path: str) -> None:
+    """Raises a ValueError where an Orbax checkpoint lies at `path`."""
+    # `state` is where T5X puts what it writes through Orbax.
+    orbax = ("manifest.ocdbt", "_METADATA", "_CHECKPOINT_METADATA")
+    files = [f"{inside}{file}" for inside in ("", "state/") for file in orbax]
+    found = [file for file in files if open_directory(path).read(file).result().state == "value"]
+    if found:
+        raise ValueError(
+            f"{path} is an Orbax checkpoint (it has {found[0]}): restore it with orbax.checkpoint and write its "
+            "parameters with lumiere_jax.text.t5x_checkpoint.write_t5x_checkpoint"
+        )
 
 
 def _read_index(path: str) -> tuple[_Checkpoint, dict[str, Any]]:
@@ -186,7 +210,8 @@ def _read_index(path: str) -> tuple[_Checkpoint, dict[str, Any]]:
     version = tree.get("version", 0) if isinstance(tree, dict) else None
     if version not in range(VERSION + 1):
         raise ValueError(f"{path}/{INDEX} is not a T5X checkpoint of version 0 to {VERSION}: version {version}")
-    optimizer = tree.get("optimizer", tree)
+    # Where T5X wrote through Orbax, the wrapper has an underscore.
+    optimizer = tree.get("optimizer", tree.get("_optimizer", tree))
     target = optimizer.get("target") if isinstance(optimizer, dict) else None
     if not isinstance(target, dict):
         raise ValueError(f"{path}/{INDEX} has no parameter tree `target`, only {sorted(map(str, tree))}")
@@ -225,10 +250,13 @@ def _open_leaf(checkpoint: _Checkpoint, name: tuple[str, ...], leaf: Any) -> Sto
 def _open_zarr(path: str, location: str) -> StoredArray:
     """The zarr array in the subdirectory that `location` ends in; where it was written does not matter."""
     name = location.rstrip("/").rpartition("/")[2]
-    if open_directory(path, name).read(".zarray").result().state != "value":
-        raise FileNotFoundError(
-            f"{path}/{name}/.zarray does not exist: the checkpoint is incomplete; copy it with its hidden files"
-        )
+    directory = open_directory(path, name)
+    if directory.read(".zarray").result().state != "value":
+        if directory.list().result():
+            reason = f"{name}/.zarray does not exist: the checkpoint was copied without its hidden files; copy them too"
+        else:
+            reason = f"the directory {name} is missing: the checkpoint is incomplete; copy it again"
+        raise FileNotFoundError(f"{path}: {reason}")
     spec = {
         "driver": "zarr",
         "kvstore": directory_spec(path, name),
@@ -264,16 +292,40 @@ def _unstack_layers(stored: dict[tuple[str, ...], StoredArray]) -> dict[tuple[st
 def _one_layer(stacked: StoredArray, i: int, is_out: bool) -> StoredArray:
     """Layer `i`; of an attention kernel, heads and head_dim merged into one axis."""
     shape = stacked.shape[:1] + stacked.shape[2:]
-    if len(shape) == 3:
-        heads, depth, emb = shape if is_out else (shape[1], shape[2], shape[0])
-        shape = (heads * depth, emb) if is_out else (emb, heads * depth)
+    if len(shape) < 3:
 
-    def read(index: Index) -> np.ndarray:
-        # Only this layer is read, but whole: a shard need not be a rectangle before the axes are merged.
-        everything = (slice(None),) * len(stacked.shape)
-        return stacked.read((everything[0], slice(i, i + 1), *everything[2:])).reshape(shape)[index]
+        def read_layer(index: Index) -> np.ndarray:
+            return stacked.read((index[0], slice(i, i + 1), *index[1:]))[:, 0]
 
-    return StoredArray(shape, stacked.dtype, read)
+        return _part(stacked, i, shape, read_layer)
+    if is_out:  # [heads, layers, head_dim, emb] -> [heads * head_dim, emb]
+        heads, head_dim, emb = shape
+
+        def read_out(index: Index) -> np.ndarray:
+            whole, rest = _whole_heads(index[0], heads, head_dim)
+            part = stacked.read((whole, slice(i, i + 1), slice(None), index[1]))
+            return part.reshape(-1, part.shape[-1])[rest]
+
+        return _part(stacked, i, (heads * head_dim, emb), read_out)
+    emb, heads, head_dim = shape  # [emb, layers, heads, head_dim] -> [emb, heads * head_dim]
+
+    def read_in(index: Index) -> np.ndarray:
+        whole, rest = _whole_heads(index[1], heads, head_dim)
+        part = stacked.read((index[0], slice(i, i + 1), whole, slice(None)))
+        return part.reshape(part.shape[0], -1)[:, rest]
+
+    return _part(stacked, i, (emb, heads * head_dim), read_in)
+
+
+def _part(stacked: StoredArray, i: int, shape: tuple[int, ...], read: Callable[[Index], np.ndarray]) -> StoredArray:
+    return dataclasses.replace(stacked, shape=shape, read=read, source=f"{stacked.source}, layer {i}")
+
+
+def _whole_heads(index: slice, heads: int, head_dim: int) -> tuple[slice, slice]:
+    """The heads that a slice of the merged axis touches, and where the slice lies within them."""
+    start, stop, _ = index.indices(heads * head_dim)
+    first = start // head_dim
+    return slice(first, -(-stop // head_dim)), slice(start - first * head_dim, stop - first * head_dim)
 
 
 def _write(path: str, step: int, leaves: Mapping[str, Any]) -> None:

@@ -38,6 +38,15 @@ def test_parameters_are_not_copied(parameters):
     assert encoder.token_embedder.embedding[...] is parameters["token_embedder"]["embedding"]
 
 
+def test_on_host(tmp_path, parameters):
+    write_t5x_checkpoint(tmp_path, 4, parameters)
+    encoder = load_t5_encoder(tmp_path, on_host=True)
+    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(nnx.state(encoder)))
+    jax.tree.map(np.testing.assert_array_equal, nnx.to_pure_dict(nnx.state(encoder)), parameters)
+    with pytest.raises(ValueError, match="exclude each other"):
+        load_t5_encoder(tmp_path, on_host=True, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+
+
 def test_both_formats_give_the_same_encoder(fixtures):
     directory = fixtures / "t5x_checkpoint"
     ours, theirs = (load_t5_encoder(directory / name) for name in ("ckpt", "hf"))

@@ -1,5 +1,6 @@
 """The encoder against T5X's own output, and against a float64 computation in plain numpy."""
 
+import functools
 import re
 
 import jax
@@ -43,7 +44,9 @@ def reference_bucket(relative: int) -> int:
     return later + 8 + max(j for j in range(8) if distance**2 >= 64 * 2**j)
 
 
-def reference_encoder(parameters: dict, tokens: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def reference_encoder(
+    parameters: dict, tokens: np.ndarray, mask: np.ndarray, padding_sees_tokens: bool = False
+) -> np.ndarray:
     """T5 1.1's encoder in float64, one sentence, one head and one query at a time."""
     p = {k: v.astype(np.float64) for k, v in traverse_util.flatten_dict(parameters, sep="/").items()}
 
@@ -62,7 +65,9 @@ def reference_encoder(parameters: dict, tokens: np.ndarray, mask: np.ndarray) ->
         for h in range(heads):
             for i in range(len(x)):
                 logits = [q[h][i] @ k[h][j] + bias[h, reference_bucket(j - i)] for j in range(len(x))]
-                logits = [logit if valid[i] and valid[j] else -1e10 for j, logit in enumerate(logits)]
+                logits = [
+                    logit if (valid[i] or padding_sees_tokens) and valid[j] else -1e10 for j, logit in enumerate(logits)
+                ]
                 weights = np.exp(np.array(logits) - max(logits))
                 mixed[h][i] = weights / weights.sum() @ v[h]
         return np.concatenate(mixed, -1) @ p[f"{layer}/attention/out/kernel"]
@@ -80,19 +85,36 @@ def reference_encoder(parameters: dict, tokens: np.ndarray, mask: np.ndarray) ->
     return np.stack(outputs)
 
 
-@jax.jit
-def encode(encoder: T5Encoder, tokens: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+@functools.partial(jax.jit, static_argnames="padding_sees_tokens")
+def encode(
+    encoder: T5Encoder, tokens: jax.Array, mask: jax.Array | None = None, padding_sees_tokens: bool = False
+) -> jax.Array:
     with jax.default_matmul_precision("highest"):
-        return encoder(tokens, mask)
+        return encoder(tokens, mask, padding_sees_tokens=padding_sees_tokens)
 
 
-@pytest.mark.parametrize("config", [TINY, UMT5], ids=["t5", "umt5"])
-def test_float64_reference(config):
+@pytest.mark.parametrize(
+    ("config", "padding_sees_tokens"), [(TINY, False), (TINY, True), (UMT5, False)], ids=["t5x", "hugging_face", "umt5"]
+)
+def test_float64_reference(config, padding_sees_tokens):
     parameters = random_parameters(config)
-    output = encode(encoder_from_parameters(parameters), TOKENS)
-    expected = reference_encoder(parameters, TOKENS, TOKENS > 0)
+    output = encode(encoder_from_parameters(parameters), TOKENS, padding_sees_tokens=padding_sees_tokens)
+    expected = reference_encoder(parameters, TOKENS, TOKENS > 0, padding_sees_tokens)
     assert np.abs(expected).mean() > 0.5
     np.testing.assert_allclose(output, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_padded_rows():
+    """T5X's are one and the same vector; Hugging Face's differ from row to row, and do not depend on the length."""
+    encoder = encoder_from_parameters(random_parameters(TINY))
+    t5x = encode(encoder, TOKENS)
+    np.testing.assert_allclose(t5x[1, 8:], jnp.broadcast_to(t5x[1, 7], (18, 16)), atol=1e-5)
+    hugging_face = encode(encoder, TOKENS, padding_sees_tokens=True)
+    assert np.abs(hugging_face[1, 8:] - hugging_face[1, 7]).max() > 0.1
+    np.testing.assert_allclose(hugging_face[0], t5x[0], atol=1e-5)
+    np.testing.assert_allclose(hugging_face[1, :7], t5x[1, :7], atol=1e-5)
+    shorter = encode(encoder, TOKENS[:, :12], padding_sees_tokens=True)
+    np.testing.assert_allclose(hugging_face[1, :12], shorter[1], atol=1e-5)
 
 
 def test_mask_overrules_the_tokens():
@@ -107,7 +129,7 @@ def test_mask_overrules_the_tokens():
     ("name", "checkpoint"), [("t5x_checkpoint", "checkpoint_1000000"), ("t5x_checkpoint_scanned", "checkpoint_5")]
 )
 def test_t5x_output(fixtures, name, checkpoint):
-    """What T5X itself computes, at padded positions too."""
+    """What T5X itself computes, and Hugging Face's T5, at padded positions too."""
     expected = np.load(fixtures / name / "expected.npz")
     encoder = encoder_from_parameters(read_t5x_encoder(fixtures / name / "ckpt" / checkpoint))
     assert encoder.config.shared_position_bias == (name == "t5x_checkpoint")
@@ -116,8 +138,8 @@ def test_t5x_output(fixtures, name, checkpoint):
     np.testing.assert_allclose(output, expected["encoder_output"], atol=1e-5, rtol=1e-5)
     if name == "t5x_checkpoint":
         hugging_face = np.load(fixtures / name / "expected_hf.npz")["last_hidden_state"]
-        valid = expected["mask"] == 1
-        np.testing.assert_allclose(output[valid], hugging_face[valid], atol=1e-5, rtol=1e-5)
+        output = encode(encoder, expected["tokens"], padding_sees_tokens=True)
+        np.testing.assert_allclose(output, hugging_face, atol=1e-5, rtol=1e-5)
 
 
 def test_buckets_change_where_they_should():

@@ -16,9 +16,11 @@ import ml_dtypes
 import msgpack
 import numpy as np
 import pytest
+import safetensors.numpy
 from flax import serialization, traverse_util
 
-from lumiere_jax.text.t5x_checkpoint import read_t5x_encoder, write_t5x_checkpoint
+from lumiere_jax.text.storage import StoredArray
+from lumiere_jax.text.t5x_checkpoint import _one_layer, read_t5x_encoder, write_t5x_checkpoint
 
 SHAPES = {
     "token_embedder/embedding": (12, 4),
@@ -130,6 +132,16 @@ def test_every_spelling(tmp_path, spelling, dtype):
     )
 
 
+def test_written_through_orbax(tmp_path):
+    """T5X's older Orbax layout: no version, another wrapper, and names in place of specifications."""
+    tree = random_tree()
+    path = write_by_hand(tmp_path / "checkpoint_7", tree, "placeholder", version=None)
+    body = serialization.msgpack_restore((path / "checkpoint").read_bytes())
+    index = {"_optimizer": body, "flax_mutables": None, "params_axes": None}
+    (path / "checkpoint").write_bytes(serialization.msgpack_serialize(index))
+    assert_same(read_t5x_encoder(path), tree)
+
+
 def test_spellings_mixed_and_a_scalar(tmp_path):
     """As in the public checkpoints: small arrays in the index, large ones in directories."""
     tree = random_tree()
@@ -183,6 +195,20 @@ def test_scanned_layers_are_unstacked(tmp_path, spelling):
             expected[f"encoder/layers_{i}/{name}"] = layer
     path = write_by_hand(tmp_path / "checkpoint_7", scanned, spelling)
     assert_same(read_t5x_encoder(path), traverse_util.unflatten_dict(expected, sep="/"))
+
+
+@pytest.mark.parametrize("part", [slice(0, 12), slice(4, 8), slice(3, 9), slice(5, 7), slice(11, 12), slice(None)])
+def test_parts_of_a_scanned_layer(part):
+    """Any slice of heads * head_dim (here 3 * 4), also one that begins or ends within a head."""
+    rng = np.random.default_rng(0)
+    key, out = rng.normal(size=(5, 2, 3, 4)), rng.normal(size=(3, 2, 4, 5))
+    some = slice(1, 3)
+    layer = _one_layer(StoredArray.in_memory(key), 1, is_out=False)
+    assert layer.shape == (5, 12)
+    np.testing.assert_array_equal(layer.read((some, part)), key[:, 1].reshape(5, 12)[some, part])
+    layer = _one_layer(StoredArray.in_memory(out), 1, is_out=True)
+    assert layer.shape == (12, 5)
+    np.testing.assert_array_equal(layer.read((part, some)), out[:, 1].reshape(12, 5)[part, some])
 
 
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16, np.float16])
@@ -255,6 +281,51 @@ def test_incomplete_checkpoints(tmp_path):
     (lost / ".zarray").unlink()
     with pytest.raises(FileNotFoundError, match=r"rel_embedding/\.zarray does not exist.*hidden files"):
         read_t5x_encoder(path)
+    shutil.rmtree(lost)
+    with pytest.raises(FileNotFoundError, match=r"directory target\.encoder\.relpos_bias\.rel_embedding is missing"):
+        read_t5x_encoder(path)
+
+
+def test_the_first_t5(tmp_path):
+    tree = random_tree()
+    tree["encoder"]["layers_0"]["mlp"] = {"wi": {"kernel": np.ones((4, 5), np.float32)}}
+    path = write_by_hand(tmp_path / "checkpoint_7", tree, "file")
+    shutil.rmtree(path / "target.token_embedder.embedding")  # refused before any array is opened
+    with pytest.raises(ValueError, match=r"checkpoint_7 is the first T5 .*not supported: use T5 1\.1"):
+        read_t5x_encoder(path)
+
+
+@pytest.mark.parametrize("file", ["_CHECKPOINT_METADATA", "manifest.ocdbt", "state/_METADATA"])
+def test_orbax_checkpoints(tmp_path, file):
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text("{}")
+    with pytest.raises(ValueError, match=rf"is an Orbax checkpoint \(it has {file}\): restore it with"):
+        read_t5x_encoder(tmp_path)
+
+
+def test_a_file_of_flax(tmp_path):
+    (tmp_path / "checkpoint_7").write_bytes(serialization.msgpack_serialize(random_tree()))
+    with pytest.raises(ValueError, match=r"checkpoint_7 is a file, perhaps a checkpoint of flax\.training"):
+        read_t5x_encoder(tmp_path / "checkpoint_7")
+    with pytest.raises(FileNotFoundError, match="no T5X checkpoint at"):
+        read_t5x_encoder(tmp_path)
+
+
+def test_only_the_encoder_is_read(fixtures, tmp_path):
+    """T5X's own checkpoint, with every array of the decoder and of the optimiser gone or overwritten."""
+    original = fixtures / "t5x_checkpoint" / "ckpt" / "checkpoint_1000000"
+    copy = tmp_path / "checkpoint_1000000"
+    shutil.copytree(original, copy)
+    others = [
+        path for path in copy.iterdir() if path.is_dir() and not path.name.startswith(("target.enc", "target.tok"))
+    ]
+    assert len(others) > 40
+    for number, directory in enumerate(others):
+        if number % 2:
+            shutil.rmtree(directory)
+        else:
+            (directory / ".zarray").write_text("no metadata")
+    assert_same(read_t5x_encoder(copy), read_t5x_encoder(original))
 
 
 @pytest.mark.parametrize(
@@ -288,35 +359,87 @@ def test_not_a_t5x_checkpoint(tmp_path, index, message):
 
 
 SHARDED_READ = """
-import jax, numpy as np, sys
+import collections, dataclasses, re, sys
+import jax, numpy as np
 jax.config.update("jax_platforms", "cpu")
-jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_num_cpu_devices", 8)
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-from lumiere_jax.text.storage import StoredArray
-from lumiere_jax.text.t5x_checkpoint import read_t5x_encoder
+from lumiere_jax.checkpoints import safetensors_files
+from lumiere_jax.text import hugging_face_t5, t5x_checkpoint
 
-mesh = jax.make_mesh((2, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
-spec = lambda path: P(None, "model") if path.endswith("kernel") else P("model") if "embedding" in path else P()
-whole = read_t5x_encoder(sys.argv[1])
-spread = read_t5x_encoder(sys.argv[1], sharding=lambda path: NamedSharding(mesh, spec(path)))
-jax.tree.map(np.testing.assert_array_equal, whole, spread)
-kernel = spread["encoder"]["layers_0"]["attention"]["query"]["kernel"]
-assert kernel.sharding.spec == P(None, "model") and kernel.addressable_shards[0].data.shape == (4, 3), kernel.sharding
+mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+regions = collections.defaultdict(list)  # the shape of every part that is read, by array in the file
 
-read = []
-array = np.arange(24).reshape(4, 6)
-stored = StoredArray(array.shape, array.dtype, lambda index: (read.append(array[index].shape), array[index])[1])
-result = stored.load(np.float32, NamedSharding(mesh, P(None, "model")))
-np.testing.assert_array_equal(result, array)
-assert result.dtype == np.float32 and read == [(4, 3), (4, 3)], read
+def logging(name, stored):
+    def read(index):
+        part = stored.read(index)
+        regions[name].append(part.shape)
+        return part
+    return dataclasses.replace(stored, read=read)
+
+open_zarr, stored_array = t5x_checkpoint._open_zarr, safetensors_files._stored_array
+t5x_checkpoint._open_zarr = lambda path, location: logging(location.rstrip("/"), open_zarr(path, location))
+safetensors_files._stored_array = lambda path, name, part: logging(name, stored_array(path, name, part))
+
+def spec(axis, path):
+    if path.endswith("kernel"):
+        return P(None, "model") if axis else P("model")
+    return P("model") if "embedding" in path and "relpos" not in path else P()
+
+readers = (t5x_checkpoint.read_t5x_encoder,) * 2 + (hugging_face_t5.read_hugging_face_t5,)
+for axis in (0, 1):
+    for read, path in zip(readers, sys.argv[1:]):
+        whole = read(path)
+        regions.clear()
+        spread = read(path, sharding=lambda name: NamedSharding(mesh, spec(axis, name)))
+        jax.tree.map(np.testing.assert_array_equal, whole, spread)
+        kernels = 0
+        for name, leaf in jax.tree.leaves_with_path(spread):
+            name = "/".join(key.key for key in name)
+            assert leaf.sharding.spec == spec(axis, name), name
+            kernels += name.endswith("kernel")
+        # Every array in the file is read once in all, kernels in quarters (and layer by layer) and never whole.
+        total = sum(np.prod(shape) for shapes in regions.values() for shape in shapes)
+        assert total == sum(leaf.size for leaf in jax.tree.leaves(spread)), (path, axis, total, dict(regions))
+        is_kernel = re.compile(r"kernel|(\\.[qkvo]|wi_.|wo)\\.weight$").search
+        quarters = sum(len(shapes) for name, shapes in regions.items() if is_kernel(name))
+        assert kernels and quarters == 4 * kernels, (path, axis, quarters, kernels, dict(regions))
 print("sharded")
 """
 
 
 def test_sharded_read(tmp_path):
-    """On four devices: the shards asked for, and each distinct shard is read once, never the whole array."""
-    path = write_by_hand(tmp_path / "checkpoint_7", random_tree(), "file")
-    result = subprocess.run([sys.executable, "-c", SHARDED_READ, path], capture_output=True, text=True, timeout=120)
+    """On eight devices, in every layout: each distinct shard is read once and no kernel is ever read whole."""
+    rng = np.random.default_rng(0)
+
+    def normal(**shapes):
+        flat = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+        return traverse_util.unflatten_dict(flat, sep="/")
+
+    whole = {"token_embedder/embedding": (8, 4), "encoder/encoder_norm/scale": (4,)}
+    layer = {"attention/query/kernel": (4, 8), "attention/out/kernel": (8, 4), "mlp/wi_0/kernel": (4, 12)}
+    tree = normal(**whole, **{f"encoder/layers_{i}/{name}": shape for i in range(2) for name, shape in layer.items()})
+    stacked = {"query": (4, 3, 4, 2), "out": (4, 3, 2, 4)}  # a head a device
+    scanned = normal(
+        **whole,
+        **{f"encoder/encoder/attention/{name}/kernel": shape for name, shape in stacked.items()},
+        **{"encoder/encoder/mlp/wi_0/kernel": (4, 3, 12), "encoder/encoder/pre_mlp_layer_norm/scale": (4, 3)},
+    )
+    block = "encoder.block.0.layer"
+    tensors = {"shared.weight": (8, 4), f"{block}.0.SelfAttention.relative_attention_bias.weight": (8, 2)}
+    tensors |= {"encoder.final_layer_norm.weight": (4,), f"{block}.0.layer_norm.weight": (4,)}
+    tensors |= {f"{block}.0.SelfAttention.{name}.weight": (8, 4) for name in "qkv"}
+    tensors |= {f"{block}.0.SelfAttention.o.weight": (4, 8), f"{block}.1.layer_norm.weight": (4,)}
+    tensors |= {f"{block}.1.DenseReluDense.wi_{i}.weight": (12, 4) for i in range(2)}
+    tensors |= {f"{block}.1.DenseReluDense.wo.weight": (4, 12)}
+    hugging_face = {name: rng.normal(size=shape).astype(np.float32) for name, shape in tensors.items()}
+    safetensors.numpy.save_file(hugging_face, tmp_path / "model.safetensors")
+    paths = [
+        write_by_hand(tmp_path / "plain" / "checkpoint_7", tree, "file"),
+        write_by_hand(tmp_path / "scanned" / "checkpoint_7", scanned, "file"),
+        tmp_path / "model.safetensors",
+    ]
+    result = subprocess.run([sys.executable, "-c", SHARDED_READ, *paths], capture_output=True, text=True, timeout=120)
     assert result.stdout == "sharded\n", result.stderr
 
 
@@ -374,6 +497,12 @@ def test_google_cloud_storage(monkeypatch):
         assert_same(read_t5x_encoder("gs://bucket/run/text"), jax.tree.map(lambda x: x * 10, tree))
         assert any(name.startswith("run/text/checkpoint_10/target.") for name in StorageServer.reads)
         assert not any("checkpoint_5/target" in name for name in StorageServer.reads)
+        decoder = {"decoder": {"x": {"kernel": np.ones((2, 2), np.float32)}}}
+        write_t5x_checkpoint("gs://bucket/run/text", 11, tree | decoder)
+        StorageServer.reads.clear()
+        assert_same(read_t5x_encoder("gs://bucket/run/text/checkpoint_11"), tree)
+        assert any("target.decoder" in name for name in StorageServer.objects)
+        assert not any("target.decoder" in name for name in StorageServer.reads)
         with pytest.raises(FileExistsError, match="checkpoint_10 exists"):
             write_t5x_checkpoint("gs://bucket/run/text", 10, tree)
         with pytest.raises(FileNotFoundError, match="no T5X checkpoint at gs://bucket/other"):
