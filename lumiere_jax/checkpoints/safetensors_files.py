@@ -138,7 +138,7 @@ def _stored_array(path: pathlib.Path, name: str, part: object) -> StoredArray:
         with safetensors.safe_open(path, framework="numpy") as file:
             return file.get_slice(name)[index]
 
-    return StoredArray(tuple(part.get_shape()), _DTYPES[stored_type], read)
+    return StoredArray(tuple(part.get_shape()), _DTYPES[stored_type], read, name)
 
 
 def _refuse_pointer(path: pathlib.Path) -> None:

@@ -69,16 +69,18 @@ class StoredArray:
       shape: the array's shape.
       dtype: of its elements.
       read: reads one rectangular part, given one slice per axis.
+      source: its name in the file, for people.
     """
 
     shape: tuple[int, ...]
     dtype: np.dtype
     read: Callable[[Index], np.ndarray]
+    source: str = ""
 
     @classmethod
-    def in_memory(cls, array: np.ndarray) -> "StoredArray":
+    def in_memory(cls, array: np.ndarray, source: str = "") -> "StoredArray":
         """An array that is already here."""
-        return cls(array.shape, array.dtype, lambda index: np.asarray(array[index]))
+        return cls(array.shape, array.dtype, lambda index: np.asarray(array[index]), source)
 
     @property
     def size(self) -> int:
@@ -92,11 +94,12 @@ class StoredArray:
             stored_index = tuple(index[axes.index(axis)] for axis in range(len(axes)))
             return np.ascontiguousarray(self.read(stored_index).transpose(axes))
 
-        return StoredArray(tuple(self.shape[axis] for axis in axes), self.dtype, read)
+        return dataclasses.replace(self, shape=tuple(self.shape[axis] for axis in axes), read=read)
 
     def astype(self, dtype: DTypeLike) -> "StoredArray":
         """The array cast to `dtype` as it is read."""
-        return StoredArray(self.shape, np.dtype(dtype), lambda index: self.read(index).astype(dtype, copy=False))
+        dtype = np.dtype(dtype)
+        return dataclasses.replace(self, dtype=dtype, read=lambda index: self.read(index).astype(dtype, copy=False))
 
     def load(
         self, dtype: DTypeLike | None = None, sharding: jax.sharding.Sharding | None = None

@@ -238,13 +238,13 @@ def _open_leaf(checkpoint: _Checkpoint, name: tuple[str, ...], leaf: Any) -> Sto
             raise ValueError(f"{checkpoint.path}: {'/'.join(name)} refers to an array without a path: {leaf}")
         array = _open_zarr(checkpoint.path, location)
     elif isinstance(leaf, np.ndarray | np.generic):
-        array = StoredArray.in_memory(np.asarray(leaf))
+        array = StoredArray.in_memory(np.asarray(leaf), ".".join(("target", *name)))
     else:
         raise ValueError(f"{checkpoint.path}: {'/'.join(name)} is neither an array nor a reference: {leaf!r}")
     if checkpoint.version >= FIRST_VERSION_WITH_BFLOAT16 or array.dtype != np.uint16:
         return array
     bfloat16 = np.dtype(ml_dtypes.bfloat16)
-    return StoredArray(array.shape, bfloat16, lambda index: array.read(index).view(bfloat16))
+    return dataclasses.replace(array, dtype=bfloat16, read=lambda index: array.read(index).view(bfloat16))
 
 
 def _open_zarr(path: str, location: str) -> StoredArray:
@@ -271,7 +271,7 @@ def _open_zarr(path: str, location: str) -> StoredArray:
         except ValueError as error:
             raise ValueError(f"{path}/{name} cannot be read: {error}") from error
 
-    return StoredArray(tuple(store.shape), store.dtype.numpy_dtype, read)
+    return StoredArray(tuple(store.shape), store.dtype.numpy_dtype, read, name)
 
 
 def _unstack_layers(stored: dict[tuple[str, ...], StoredArray]) -> dict[tuple[str, ...], StoredArray]:
