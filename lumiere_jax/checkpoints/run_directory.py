@@ -1,9 +1,9 @@
-"""What one training run leaves on disk. A run directory is whole: sampling needs nothing beside it.
+"""What one training run leaves on disk. Whatever this project trained is in it; imported weights it refers to.
 
-config.json                       the config, and the versions it ran with
+config.json                       the config, imported weights outside (path and SHA-256), the versions it ran with
 tokenizer.model                   SentencePiece
-text_encoder/checkpoint_<step>/   T5X format
-backbone/                         inflated runs: the frozen image model
+text_encoder/checkpoint_<step>/   T5X format; absent where the text encoder was imported
+backbone/                         inflated runs: the frozen image model; absent where it was imported
 checkpoints/<step>/               training state: parameters, their average, optimiser
 image_model/                      inflated runs that trained their backbone: its run directory
 previews/, events.*               what people look at
@@ -16,17 +16,22 @@ import pathlib
 import shutil
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import ml_collections
 from flax import nnx
+from jaxtyping import DTypeLike
 
-from lumiere_jax.checkpoints.checkpointing import CheckpointError, CheckpointManager, load_tree
+from lumiere_jax.checkpoints.checkpointing import CheckpointError, CheckpointManager, load_tree, tree_hash
+from lumiere_jax.checkpoints.imported_unet import load_imported_unet, open_imported_unet
 from lumiere_jax.models import parameter_partition
 from lumiere_jax.models.stunet import inflate
 from lumiere_jax.models.temporal import TemporalConfig
 from lumiere_jax.models.text_to_video import TextToVideo
 from lumiere_jax.models.unet2d import UNet2D, UNet2DConfig
-from lumiere_jax.text.load_t5 import load_t5_encoder
+from lumiere_jax.text.load_t5 import TOKENIZER, load_t5_encoder
+from lumiere_jax.text.storage import is_remote
+from lumiere_jax.text.t5_encoder import T5Encoder
 from lumiere_jax.text.t5x_checkpoint import write_t5x_checkpoint
 from lumiere_jax.text.tokenizer import Tokenizer
 

@@ -14,6 +14,8 @@ from lumiere_jax.text.storage import Sharding
 from lumiere_jax.text.t5_encoder import T5Config, T5Encoder
 from lumiere_jax.text.t5x_checkpoint import read_t5x_encoder
 
+TOKENIZER = "tokenizer.model"  # where it lies beside an encoder: in a run, or in what `import_weights` makes
+
 
 def encoder_from_parameters(tree: Mapping[str, Any], dtype: DTypeLike = jnp.float32) -> T5Encoder:
     """An encoder around existing parameters: arrays are neither copied nor cast nor moved, numpy's stay numpy's.
@@ -67,3 +69,18 @@ def load_t5_encoder(
         sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     read = read_hugging_face_t5 if is_hugging_face_t5(path) else read_t5x_encoder
     return encoder_from_parameters(read(path, dtype=dtype, sharding=sharding), dtype)
+
+
+def find_tokenizer(checkpoint: str, tokenizer: str) -> str:
+    """The SentencePiece model that belongs to an encoder: `tokenizer`, or else what `import_weights` put beside it.
+
+    Raises:
+      ValueError: neither is there.
+    """
+    beside = f"{checkpoint.rstrip('/')}/{TOKENIZER}"
+    if not tokenizer and not os.path.isfile(beside):
+        raise ValueError(
+            f"text.tokenizer={tokenizer!r} and there is no {beside}: say which SentencePiece model belongs to "
+            f"text.checkpoint={checkpoint!r}"
+        )
+    return tokenizer or beside
