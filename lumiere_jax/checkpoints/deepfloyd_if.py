@@ -18,39 +18,6 @@ from lumiere_jax.checkpoints import safetensors_files
 from lumiere_jax.models.unet2d import UNet2DConfig
 from lumiere_jax.text.storage import StoredArray
 
-# What the spatial U-Net takes for granted.
-_FAMILY = {
-    "_class_name": "UNet2DConditionModel",
-    "addition_embed_type": "text",
-    "cross_attention_norm": "group_norm",
-    "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
-    "resnet_time_scale_shift": "scale_shift",
-}
-# Values that it knows. The first is diffusers' default, which a config.json without the field means.
-_KNOWN = {
-    "act_fn": ("silu", "gelu"),
-    "center_input_sample": (False,),
-    "class_embed_type": (None, "timestep"),
-    "conv_in_kernel": (3,),
-    "conv_out_kernel": (3,),
-    "encoder_hid_dim_type": (None, "text_proj"),
-    "flip_sin_to_cos": (True,),
-    "freq_shift": (0,),
-    "only_cross_attention": (False, True),
-    "time_cond_proj_dim": (None,),
-    "time_embedding_act_fn": (None, "silu", "gelu"),
-    "time_embedding_type": ("positional",),
-    "timestep_post_act": (None,),
-}
-_DOWN_BLOCKS = {  # and their mirror images on the way up
-    "ResnetDownsampleBlock2D": "ResnetUpsampleBlock2D",
-    "SimpleCrossAttnDownBlock2D": "SimpleCrossAttnUpBlock2D",
-}
-_SIZES = (
-    *("in_channels", "out_channels", "block_out_channels", "down_block_types", "layers_per_block"),
-    *("attention_head_dim", "encoder_hid_dim", "cross_attention_dim"),
-)
-
 _RENAMED = (
     (r"^(down|up)_blocks\.(\d+)\.resnets\.(\d+)\.", r"\1.\2.layers.\3.resnet."),
     (r"^(down|up)_blocks\.(\d+)\.attentions\.(\d+)\.", r"\1.\2.layers.\3.attention."),
@@ -64,72 +31,169 @@ _RENAMED = (
 )
 
 
-def unet_config(path: str | os.PathLike[str]) -> UNet2DConfig:
-    """Reads a diffusers `config.json` of the DeepFloyd IF family.
+# What `UNet2DConditionModel` takes for a key that its config.json does not have: older versions wrote fewer keys.
+_DEFAULTS: dict[str, Any] = {
+    "act_fn": "silu",
+    "addition_embed_type_num_heads": 64,
+    "attention_head_dim": 8,
+    "class_embed_type": None,
+    "cross_attention_dim": 1280,
+    "in_channels": 4,
+    "layers_per_block": 2,
+    "mid_block_only_cross_attention": None,
+    "mid_block_scale_factor": 1.0,
+    "norm_eps": 1e-5,
+    "norm_num_groups": 32,
+    "only_cross_attention": False,
+    "out_channels": 4,
+    "resnet_out_scale_factor": 1.0,
+    "resnet_skip_time_act": False,
+    "time_embedding_act_fn": None,
+    "time_embedding_dim": None,
+}
+# What makes a U-Net one of DeepFloyd IF's family; these keys are always written.
+_FAMILY = {
+    "_class_name": "UNet2DConditionModel",
+    "addition_embed_type": "text",
+    "cross_attention_norm": "group_norm",
+    "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
+    "resnet_time_scale_shift": "scale_shift",
+}
+# Keys that change what the network computes in ways that IF does not use, with all the values that mean "not used".
+_UNUSED: dict[str, tuple[Any, ...]] = {
+    "attention_type": ("default",),
+    "center_input_sample": (False,),
+    "class_embeddings_concat": (False,),
+    "conv_in_kernel": (3,),
+    "conv_out_kernel": (3,),
+    "encoder_hid_dim_type": (None, "text_proj"),
+    "flip_sin_to_cos": (True,),
+    "freq_shift": (0,),
+    "num_attention_heads": (None,),
+    "num_class_embeds": (None,),
+    "time_cond_proj_dim": (None,),
+    "time_embedding_type": ("positional",),
+    "timestep_post_act": (None,),
+}
+_ACTIVATIONS = {"gelu": "gelu", "silu": "silu", "swish": "silu"}
+_HAS_ATTENTION = {
+    "ResnetDownsampleBlock2D": False,
+    "ResnetUpsampleBlock2D": False,
+    "SimpleCrossAttnDownBlock2D": True,
+    "SimpleCrossAttnUpBlock2D": True,
+}
+
+
+def unet_config(path: str | pathlib.Path) -> UNet2DConfig:
+    """Reads a diffusers `config.json` of the DeepFloyd IF family, of any version of diffusers.
 
     Raises:
-      FileNotFoundError: there is none.
-      ValueError: not JSON; a size is missing; a field has a value that the family does not have (a latent-diffusion
-        U-Net, say).
+      ValueError: not JSON, or a field has a value that the family does not have (a latent-diffusion U-Net, say).
     """
-    fields = _read_json(pathlib.Path(path))
+    try:
+        given = json.loads(pathlib.Path(path).read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not a JSON file: {error}") from error
+    if not isinstance(given, dict):
+        raise ValueError(f"{path} holds no JSON object: give the config.json of a diffusers U-Net")
+    try:
+        return _unet_config(given)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _unet_config(given: dict[str, Any]) -> UNet2DConfig:
     for field, value in _FAMILY.items():
-        _check_family(path, field, fields.get(field), (value,))
-    for field, values in _KNOWN.items():
-        _check_family(path, field, fields.get(field, values[0]), values)
-    only_cross_attention = fields.get("only_cross_attention", False)
-    middle = fields.get("mid_block_only_cross_attention")
-    _check_family(path, "mid_block_only_cross_attention", middle, (None, only_cross_attention))
-    missing = [field for field in _SIZES if fields.get(field) is None]
-    if missing:
-        raise ValueError(f"{path} does not say {missing}: take the config.json that belongs to the weights")
-    widths = tuple(fields["block_out_channels"])
-    layers = fields["layers_per_block"]
-    down = tuple(fields["down_block_types"])
-    unknown = [name for name in down if name not in _DOWN_BLOCKS]
-    if unknown:
-        _check_family(path, "down_block_types", unknown[0], tuple(_DOWN_BLOCKS))
-    mirrored = [_DOWN_BLOCKS[name] for name in reversed(down)]
-    _check_family(path, "up_block_types", fields.get("up_block_types", mirrored), (mirrored,))
+        if given.get(field) != value:
+            raise ValueError(
+                f"{field}={given.get(field)!r}, but DeepFloyd IF's U-Nets have {value!r}: this is a U-Net of another "
+                "family, which cannot be imported"
+            )
+    for field, values in _UNUSED.items():
+        if given.get(field, values[0]) not in values:
+            raise ValueError(
+                f"{field}={given[field]!r}, but DeepFloyd IF's U-Nets have {values[-1]!r}, and so has ours"
+            )
+    for field in ("block_out_channels", "down_block_types", "up_block_types", "encoder_hid_dim"):
+        if not given.get(field):
+            raise ValueError(f"{field} is missing or null; every config of DeepFloyd IF has it")
+    fields = _DEFAULTS | given
+    cross_attention = _has_attention(fields["down_block_types"])
+    if cross_attention != _has_attention(fields["up_block_types"])[::-1]:
+        raise ValueError(
+            f"up_block_types={fields['up_block_types']} does not mirror down_block_types={fields['down_block_types']}"
+        )
     return UNet2DConfig(
-        in_channels=fields["in_channels"],
-        out_channels=fields["out_channels"],
-        block_out_channels=widths,
-        cross_attention=tuple(name.startswith("SimpleCross") for name in down),
-        layers_per_block=(layers,) * len(widths) if isinstance(layers, int) else tuple(layers),
-        attention_head_dim=fields["attention_head_dim"],
-        norm_num_groups=fields.get("norm_num_groups", 32),
-        norm_eps=fields.get("norm_eps", 1e-5),
-        text_dim=fields["encoder_hid_dim"],
-        cross_attention_dim=fields["cross_attention_dim"],
-        text_pooling_heads=fields.get("addition_embed_type_num_heads", 64),
-        time_embedding_dim=fields.get("time_embedding_dim"),
-        act_fn=fields.get("act_fn", "silu"),
-        time_embedding_act_fn=fields.get("time_embedding_act_fn"),
-        noise_level_embedding=fields.get("class_embed_type") == "timestep",
-        resnet_skip_time_act=fields.get("resnet_skip_time_act", False),
-        resnet_out_scale_factor=float(fields.get("resnet_out_scale_factor", 1.0)),
-        mid_block_scale_factor=float(fields.get("mid_block_scale_factor", 1.0)),
-        only_cross_attention=only_cross_attention,
+        in_channels=_positive(fields, "in_channels"),
+        out_channels=_positive(fields, "out_channels"),
+        block_out_channels=_per_level(fields, "block_out_channels"),
+        cross_attention=cross_attention,
+        layers_per_block=_per_level(fields, "layers_per_block"),
+        attention_head_dim=_same_on_all_levels(fields, "attention_head_dim"),
+        norm_num_groups=_positive(fields, "norm_num_groups"),
+        norm_eps=_positive(fields, "norm_eps", float),
+        text_dim=_positive(fields, "encoder_hid_dim"),
+        cross_attention_dim=_positive(fields, "cross_attention_dim"),
+        text_pooling_heads=_positive(fields, "addition_embed_type_num_heads"),
+        time_embedding_dim=None if fields["time_embedding_dim"] is None else _positive(fields, "time_embedding_dim"),
+        act_fn=_one_of(fields, "act_fn", _ACTIVATIONS),
+        time_embedding_act_fn=_one_of(fields, "time_embedding_act_fn", {None: None, **_ACTIVATIONS}),
+        noise_level_embedding=_one_of(fields, "class_embed_type", {None: False, "timestep": True}),
+        resnet_skip_time_act=_one_of(fields, "resnet_skip_time_act", {False: False, True: True}),
+        resnet_out_scale_factor=_positive(fields, "resnet_out_scale_factor", float),
+        mid_block_scale_factor=_positive(fields, "mid_block_scale_factor", float),
+        only_cross_attention=_only_cross_attention(fields),
     )
 
 
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}): download it again") from error
-    if not isinstance(fields, dict):
-        raise ValueError(f"{path} is no config.json of a diffusers model: it holds no fields")
-    return fields
+def _has_attention(block_types: list[str]) -> tuple[bool, ...]:
+    unknown = [name for name in block_types if name not in _HAS_ATTENTION]
+    if unknown:
+        raise ValueError(f"DeepFloyd IF's U-Nets do not have the blocks {unknown}, but {sorted(_HAS_ATTENTION)}")
+    return tuple(_HAS_ATTENTION[name] for name in block_types)
 
 
-def _check_family(path: str | os.PathLike[str], field: str, found: Any, allowed: tuple) -> None:
-    if found not in allowed:
+def _positive(fields: Mapping[str, Any], field: str, kind: type = int) -> Any:
+    value = fields[field]
+    if isinstance(value, bool) or not isinstance(value, int | kind) or value <= 0:
+        raise ValueError(f"{field}={value!r} must be a positive {'number' if kind is float else 'whole number'}")
+    return kind(value)
+
+
+def _per_level(fields: Mapping[str, Any], field: str) -> tuple[int, ...]:
+    """One positive number for all levels, or a list with one a level."""
+    value, levels = fields[field], len(fields["down_block_types"])
+    values = value if isinstance(value, list) else [value] * levels
+    if len(values) != levels:
+        raise ValueError(f"{field}={value} has {len(values)} entries, down_block_types has {levels}")
+    return tuple(_positive({field: each}, field) for each in values)
+
+
+def _same_on_all_levels(fields: Mapping[str, Any], field: str) -> int:
+    values = set(_per_level(fields, field))
+    if len(values) > 1:
+        raise ValueError(f"{field}={fields[field]} differs between levels, which it does in none of DeepFloyd IF's")
+    return values.pop()
+
+
+def _one_of(fields: Mapping[str, Any], field: str, meanings: Mapping[Any, Any]) -> Any:
+    value = fields[field]
+    if value not in list(meanings):
+        raise ValueError(f"{field}={value!r} must be one of {', '.join(map(repr, meanings))}")
+    return meanings[value]
+
+
+def _only_cross_attention(fields: Mapping[str, Any]) -> bool:
+    """One switch for the whole U-Net, though diffusers has one for each level and one for the middle."""
+    value, in_middle = fields["only_cross_attention"], fields["mid_block_only_cross_attention"]
+    middle = value is True if in_middle is None else in_middle  # so diffusers: a list leaves the middle out
+    switches = {*(value if isinstance(value, list) else [value]), middle}
+    if switches not in ({True}, {False}):
         raise ValueError(
-            f"{path}: {field}={found!r}, but DeepFloyd IF's U-Nets have {' or '.join(map(repr, allowed))}: this is a "
-            "U-Net of another family, which cannot be imported"
+            f"only_cross_attention={value} with mid_block_only_cross_attention={in_middle}: it must be true everywhere "
+            "or false everywhere"
         )
+    return middle
 
 
 def parameter_path(name: str) -> tuple[str | int, ...]:
