@@ -24,8 +24,15 @@ def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
     config.compute_dtype = "float32"
     config.clip = {"frames": 16, "fps": 8.0, "size": 32}
     config.dataset = image.dataset  # one object: both stages see the same data
-    config.text = {"dropout": 0.1}
-    config.init_from = ""  # the frozen image model's run directory; where empty,
+    config.text = {
+        "dropout": 0.1,
+        # The rest: with an imported U-Net. An image model that this project trained brings its own.
+        "checkpoint": "",  # T5 encoder: imported, T5X's (also gs://), or Hugging Face's
+        "tokenizer": "",  # SentencePiece model; default: the tokenizer.model in text.checkpoint
+        "length": 77,  # tokens; DeepFloyd IF's number
+    }
+    # The frozen image model: a run's directory, or an imported U-Net's (lumiere_jax/import_weights.py). Where empty,
+    config.init_from = ""
     config.image_model = image  # ... this one is trained first, inside this run's directory
     config.temporal = {
         "strides": (2, 2, 1),

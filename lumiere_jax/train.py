@@ -60,16 +60,18 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Non
     # ---------------------------------------------------------------- Data, text encoder, frozen image model
     train_set, validation_set = open_dataset(config.dataset)
     if "temporal" in config:
-        config, tokenizer, text_encoder, backbone = prepare_inflation(config, run_dir, train_image_model=train)
+        prepared = prepare_inflation(config, run_dir, mesh, train_image_model=train)
     else:
-        (tokenizer, text_encoder), backbone = prepare_text(config, run_dir, train_set), None
+        prepared = prepare_text(config, run_dir, mesh, train_set)
+    config, tokenizer = prepared.config, prepared.tokenizer
     check_captions(tokenizer, config.text.length, train_set, validation_set)
     check_same_run(run_dir.read_config(), config)
-    run_dir.write_config(config, versions())
+    run_dir.write_config(config, versions(), prepared.references)
     print(f"=== {config.name} in {run_dir.path} ===", flush=True)
 
     # ---------------------------------------------------------------- Network: what is trained, what is frozen
-    model = TextToVideo(text_encoder, build_unet(config, backbone), dtype=jnp.dtype(config.compute_dtype))
+    unet = build_unet(config, prepared.image_unet)
+    model = TextToVideo(prepared.text_encoder, unet, dtype=jnp.dtype(config.compute_dtype))
     graphdef, trained, frozen = parameter_partition.split(model)
     frozen = _place(mesh, jax.tree.map(lambda leaf: leaf.astype(model.dtype), frozen))
     print(f"parameters: {parameter_partition.count(trained):,} trained, {parameter_partition.count(frozen):,} frozen")
@@ -108,8 +110,8 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Non
     # ---------------------------------------------------------------- Loop
     def save(state: TrainState) -> None:
         step = int(state.step)
-        if backbone is None:
-            run_dir.write_text_encoder(step, state.average.get("text_encoder") or frozen["text_encoder"])
+        if "text_encoder" in state.average:
+            run_dir.write_text_encoder(step, state.average["text_encoder"])
         checkpoints.save(step, state._asdict())
 
     def preview(state: TrainState) -> None:

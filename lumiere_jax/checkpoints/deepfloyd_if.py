@@ -230,7 +230,7 @@ def check_parameters(found: Mapping[tuple, Any], expected: Mapping[tuple, Any]) 
         if path in found and found[path].shape != leaf.shape
     ]
     if problems:
-        raise ValueError("the weights do not fit the U-Net of config.json:\n  " + "\n  ".join(problems[:20]))
+        raise ValueError("the weights do not fit the U-Net of their config:\n  " + "\n  ".join(problems[:20]))
 
 
 def _to_parameter(name: str, array: StoredArray) -> tuple[tuple[str | int, ...], StoredArray]:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Mapping
 import jax
 from flax import nnx
 
+from lumiere_jax.checkpoints.checkpointing import named_leaves
 from lumiere_jax.text.storage import StoredArray
 
 Shapes = dict[str, tuple[int, ...] | None]
@@ -117,14 +118,14 @@ def _show(entry: tuple[int, ...] | str | None) -> str:
 
 def parameter_shapes(build: Callable[[], nnx.Module]) -> dict[str, tuple[int, ...]]:
     """The shapes of a module's parameters by path ("down/0/layers/1/resnet/conv1/kernel"); nothing is computed."""
-    return {name: leaf.shape for name, leaf in _named(nnx.state(nnx.eval_shape(build))).items()}
+    return {name: leaf.shape for name, leaf in _parameters(nnx.eval_shape(build)).items()}
 
 
 def initial_values(build: Callable[[], nnx.Module], names: Collection[str]) -> dict[str, StoredArray]:
     """The initialisation of the parameters `names` alone: jit leaves out the computation of the others."""
-    draw = jax.jit(lambda: {name: leaf for name, leaf in _named(nnx.state(build())).items() if name in names})
+    draw = jax.jit(lambda: {name: leaf for name, leaf in _parameters(build()).items() if name in names})
     return {name: StoredArray.in_memory(jax.device_get(array)) for name, array in draw().items()}
 
 
-def _named(state: nnx.State) -> dict[str, jax.Array]:
-    return {"/".join(map(str, path)): leaf.get_value() for path, leaf in nnx.to_flat_state(state)}
+def _parameters(module: nnx.Module) -> dict[str, jax.Array | jax.ShapeDtypeStruct]:
+    return named_leaves(nnx.to_pure_dict(nnx.state(module)))

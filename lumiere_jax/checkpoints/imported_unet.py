@@ -16,11 +16,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
-from flax import nnx
+from flax import nnx, traverse_util
 from jaxtyping import DTypeLike
 
 from lumiere_jax.checkpoints import safetensors_files
-from lumiere_jax.checkpoints.checkpointing import CheckpointError
+from lumiere_jax.checkpoints.checkpointing import CheckpointError, nested
 from lumiere_jax.checkpoints.deepfloyd_if import check_parameters
 from lumiere_jax.checkpoints.import_report import ImportReport, initial_values
 from lumiere_jax.models.unet2d import UNet2D, UNet2DConfig
@@ -133,16 +133,10 @@ def load_imported_unet(
             f"{file} is damaged or was exchanged: its sha256 is {sha256}, its config.json says {imported.sha256}. "
             "Import the weights again"
         )
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: UNet2D(imported.config, rngs=nnx.Rngs(0))))
-    expected = {path: leaf.get_value() for path, leaf in nnx.to_flat_state(state)}
-    stored = {
-        tuple(int(part) if part.isdecimal() else part for part in name.split("/")): array
-        for name, array in safetensors_files.open_arrays(file).items()
-    }
-    check_parameters(stored, expected)
-    for path, leaf in nnx.to_flat_state(state):
-        leaf.set_value(stored[path].load(dtype, sharding))
-    return nnx.merge(graphdef, state)
+    graphdef, abstract = nnx.split(nnx.eval_shape(lambda: UNet2D(imported.config, rngs=nnx.Rngs(0))))
+    arrays = safetensors_files.open_arrays(file)
+    check_parameters(traverse_util.flatten_dict(nested(arrays)), traverse_util.flatten_dict(nnx.to_pure_dict(abstract)))
+    return nnx.merge(graphdef, nested({name: array.load(dtype, sharding) for name, array in arrays.items()}))
 
 
 def check_conventions(imported: ImportedUNet, diffusion: ml_collections.ConfigDict) -> None:
