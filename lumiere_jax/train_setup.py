@@ -112,17 +112,16 @@ def prepare_text(
     if not checkpoint:
         if fields.tokenizer:
             raise ValueError(f"text.tokenizer={fields.tokenizer!r} belongs to an encoder: give text.checkpoint too")
-        tokenizer = run_dir.read_tokenizer() or train_tokenizer(_captions(dataset), fields.vocab_size)
+        kept = None if is_new else run_dir.read_tokenizer()
+        tokenizer = kept or train_tokenizer(_captions(dataset), fields.vocab_size)
         sizes = ("vocab_size", "emb_dim", "num_heads", "num_layers", "head_dim", "mlp_dim")
         text_encoder = T5Encoder(T5Config(**{size: fields[size] for size in sizes}), rngs=nnx.Rngs(config.seed + 2))
         references = References()
     else:
         if not is_new and recorded is None:
             raise ValueError(f"text.checkpoint={checkpoint!r}: the run in {run_dir.path} trains its own text encoder")
-        if is_new:
-            tokenizer = Tokenizer.load(find_tokenizer(checkpoint, fields.tokenizer))
-        else:
-            tokenizer = run_dir.read_tokenizer()
+        kept = None if is_new else run_dir.read_tokenizer()
+        tokenizer = kept or Tokenizer.load(find_tokenizer(checkpoint, fields.tokenizer))
         check_width(checkpoint, UNet2DConfig(**config.unet).text_dim)
         text_encoder, found = load_imported_text_encoder(checkpoint, recorded, partitioning.replicated(mesh))
         references = References(text_encoder=found)
@@ -152,17 +151,13 @@ def prepare_inflation(
         tokenizer, text_encoder, unet, references = image.tokenizer, image.text_encoder, image.unet, image.references
         config.unet, text = dataclasses.asdict(unet.config), image.text
     else:
-        tokenizer, recorded, sharding = (
-            run_dir.read_tokenizer(),
-            run_dir.read_references(),
-            partitioning.replicated(mesh),
-        )
+        tokenizer, sharding = run_dir.read_tokenizer(), partitioning.replicated(mesh)
         config.unet, text = saved.unet, saved.text.to_dict()
         # Where imported weights lie may change from start to start; their hashes may not.
-        unet_path = config.init_from if recorded.unet else None
-        unet, unet_reference = load_image_unet(run_dir, config, moved_to=unet_path, sharding=sharding)
-        text_path = config.text.get("checkpoint") if recorded.text_encoder else None
-        text_encoder, text_reference = load_text_encoder(run_dir, 0, moved_to=text_path, sharding=sharding)
+        moved_to = config.init_from if run_dir.read_references().unet else None
+        unet, unet_reference = load_image_unet(run_dir, config, moved_to=moved_to, sharding=sharding)
+        moved_to = config.text.get("checkpoint")
+        text_encoder, text_reference = load_text_encoder(run_dir, 0, moved_to=moved_to, sharding=sharding)
         references = References(unet_reference, text_reference)
     # An imported U-Net knows of no text fields but its width, so the run's own count.
     own = ("dropout", "length") if references.unet else ("dropout",)
@@ -171,7 +166,8 @@ def prepare_inflation(
 
 
 def _keep(image: ImageModel, run_dir: RunDirectory) -> None:
-    """Copies what this project trained into the run's directory."""
+    """Copies what this project trained into the directory of a new run."""
+    run_dir.remove_image_model()  # what an earlier start left that did not get as far as its config
     run_dir.write_tokenizer(image.tokenizer)
     if image.references.text_encoder is None:
         run_dir.write_text_encoder(0, nnx.to_pure_dict(nnx.state(image.text_encoder)))

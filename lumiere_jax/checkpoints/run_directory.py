@@ -148,6 +148,12 @@ class RunDirectory:
         for old in sorted(_steps(directory))[:-keep]:
             shutil.rmtree(directory / f"checkpoint_{old}")
 
+    def remove_image_model(self) -> None:
+        """Removes the run's copies of a frozen image model and text encoder."""
+        for directory in (self.backbone, self.path / "text_encoder"):
+            if directory.exists():
+                shutil.rmtree(directory)
+
     def text_encoder(self, step: int) -> pathlib.Path:
         """The T5X checkpoint that belongs to the training state of `step`.
 
@@ -235,9 +241,11 @@ def load_text_encoder(
 ) -> tuple[T5Encoder, Reference | None]:
     """The text encoder of a run at `step`, frozen: its own, or the imported one that it refers to.
 
-    Arguments, result and errors as for `load_image_unet`.
+    Arguments, result and errors as for `load_image_unet`; a ValueError for `moved_to` of a run that holds its own.
     """
     recorded = directory.read_references().text_encoder
+    if moved_to and recorded is None:
+        raise ValueError(f"text encoder {moved_to}: {directory.path} refers to no imported one, it holds its own")
     if recorded is None:
         return parameter_partition.freeze(load_t5_encoder(directory.text_encoder(step), sharding=sharding)), None
     return load_imported_text_encoder(_locate("text encoder", recorded, moved_to), recorded, sharding)
@@ -311,16 +319,12 @@ def load_run(
       ValueError: `init_from` or `text_checkpoint` for a run that holds its own.
     """
     directory = RunDirectory(path)
-    config, tokenizer, references = directory.read_config(), directory.read_tokenizer(), directory.read_references()
+    config, tokenizer = directory.read_config(), directory.read_tokenizer()
     if config is None or tokenizer is None:
         missing = "config.json" if config is None else TOKENIZER
         raise CheckpointError(f"{path} is no run directory: it has no {missing}. Give the --workdir of a training run")
-    for name, given, recorded in (
-        ("init_from", init_from, references.unet),
-        ("text_checkpoint", text_checkpoint, references.text_encoder),
-    ):
-        if given and recorded is None:
-            raise ValueError(f"{name}={given}: {path} refers to no imported weights there, it holds its own")
+    if init_from and directory.read_references().unet is None:
+        raise ValueError(f"init_from={init_from}: {path} refers to no imported U-Net, it holds its own")
     with directory.checkpoints() as manager:
         step = manager.latest_step()
         if step is None:

@@ -5,11 +5,13 @@ The format: eight bytes with the length of a JSON header, the header (types, sha
 the writer is here.
 """
 
+import contextlib
 import hashlib
 import json
+import math
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import ml_dtypes
 import numpy as np
@@ -68,9 +70,11 @@ def find_files(
         raise FileNotFoundError(f"{path} does not exist")
     if path.suffix != ".json":
         return [path]
-    _refuse_pointer(path)
+    content = path.read_bytes()
+    if content.startswith(_LFS_POINTER):
+        raise _pointer_error(path)
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
+        index = json.loads(content)
     except ValueError as error:
         raise ValueError(f"{path} is not JSON ({error}): download it again") from error
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
@@ -81,6 +85,10 @@ def find_files(
     if missing:
         raise FileNotFoundError(f"{path} names shards that are not beside it: {missing}; download them too")
     return [path.parent / file for file in sorted(set(weight_map.values())) if (path.parent / file).is_file()]
+
+
+def _pointer_error(path: pathlib.Path) -> ValueError:
+    return ValueError(f"{path} is a Git LFS pointer, the file itself was not downloaded: run `git lfs pull`")
 
 
 def _main_file(directory: pathlib.Path) -> pathlib.Path:
@@ -120,31 +128,35 @@ def open_arrays(
 
 
 def _open_file(path: pathlib.Path) -> dict[str, StoredArray]:
-    _refuse_pointer(path)
+    with _opened(path) as file:
+        return {name: _stored_array(path, name, file.get_slice(name)) for name in file.keys()}  # noqa: SIM118
+
+
+@contextlib.contextmanager
+def _opened(path: pathlib.Path) -> Iterator[safetensors.safe_open]:
+    with path.open("rb") as file:
+        if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
+            raise _pointer_error(path)
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
-            return {name: _stored_array(path, name, file.get_slice(name)) for name in file.keys()}  # noqa: SIM118
+            yield file
     except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is damaged or cut short ({error}); download it again") from error
+        raise ValueError(f"{path} is damaged or cut short ({error}); download or copy it again") from error
 
 
 def _stored_array(path: pathlib.Path, name: str, part: object) -> StoredArray:
-    stored_type = part.get_dtype()
+    stored_type, shape = part.get_dtype(), tuple(part.get_shape())
     if stored_type not in _DTYPES:
         raise ValueError(f"{path}: tensor {name} is stored as {stored_type}, use a file in fp16, bf16 or fp32")
 
     def read(index: Index) -> np.ndarray:
         # Opened for each read: while a file is open, all that was read of it counts as this process's memory.
-        with safetensors.safe_open(path, framework="numpy") as file:
+        with _opened(path) as file:
+            if math.prod(shape) < 2:  # the library cannot slice what has no extent
+                return np.asarray(file.get_tensor(name)[index])
             return file.get_slice(name)[index]
 
-    return StoredArray(tuple(part.get_shape()), _DTYPES[stored_type], read, name)
-
-
-def _refuse_pointer(path: pathlib.Path) -> None:
-    with path.open("rb") as file:
-        if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
-            raise ValueError(f"{path} is a Git LFS pointer, the file itself was not downloaded: run `git lfs pull`")
+    return StoredArray(shape, _DTYPES[stored_type], read, name)
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
@@ -156,12 +168,8 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     path = pathlib.Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist")
-    _refuse_pointer(path)
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            return dict(file.metadata() or {})
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is damaged or cut short ({error}); copy or download it again") from error
+    with _opened(path) as file:
+        return dict(file.metadata() or {})
 
 
 def write_arrays(
@@ -199,7 +207,9 @@ def write_arrays(
     return digest.hexdigest()
 
 
-def _blocks(arrays: Mapping[str, StoredArray], names: list[str], metadata: Mapping[str, str]):
+def _blocks(
+    arrays: Mapping[str, StoredArray], names: list[str], metadata: Mapping[str, str]
+) -> Iterator[bytes | memoryview]:
     """The bytes of a file: the header, then each array."""
     header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     end = 0
@@ -214,11 +224,11 @@ def _blocks(arrays: Mapping[str, StoredArray], names: list[str], metadata: Mappi
     encoded += b" " * (-len(encoded) % 8)
     yield len(encoded).to_bytes(8, "little") + encoded
     for name in names:
-        array = np.ascontiguousarray(arrays[name].load())
+        array = arrays[name].load()
         if array.dtype != arrays[name].dtype or array.shape != arrays[name].shape:
             raise ValueError(f"{name} was read as {array.dtype}{list(array.shape)}, not as it was announced")
         # Little-endian, as every platform that JAX runs on. Flat bytes, since bfloat16 has no buffer of its own.
-        yield memoryview(array.reshape(-1).view(np.uint8))
+        yield memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:
