@@ -66,12 +66,12 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Non
     config, tokenizer = prepared.config, prepared.tokenizer
     check_captions(tokenizer, config.text.length, train_set, validation_set)
     check_same_run(run_dir.read_config(), config)
-    run_dir.write_config(config, versions(), prepared.references)
     print(f"=== {config.name} in {run_dir.path} ===", flush=True)
 
     # ---------------------------------------------------------------- Network: what is trained, what is frozen
     unet = build_unet(config, prepared.image_unet)
     model = TextToVideo(prepared.text_encoder, unet, dtype=jnp.dtype(config.compute_dtype))
+    run_dir.write_config(config, versions(), prepared.references)  # only now: the network can be built
     graphdef, trained, frozen = parameter_partition.split(model)
     frozen = _place(mesh, jax.tree.map(lambda leaf: leaf.astype(model.dtype), frozen))
     print(f"parameters: {parameter_partition.count(trained):,} trained, {parameter_partition.count(frozen):,} frozen")
