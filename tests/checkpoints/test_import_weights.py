@@ -1,5 +1,6 @@
 """Import of DeepFloyd IF's U-Nets and of T5 encoders: what comes out, what is reported, and what is refused."""
 
+import dataclasses
 import json
 import pathlib
 import subprocess
@@ -186,6 +187,33 @@ def test_imported_weights_that_were_changed(tmp_path, source):
     for path in (tmp_path / "out", source, tmp_path / "nowhere"):
         with pytest.raises(CheckpointError, match="is no imported U-Net"):
             open_imported_unet(path)
+
+
+PEAK_MEMORY = """
+import resource, sys
+from lumiere_jax.import_weights import import_deepfloyd_if
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # MiB
+
+import_deepfloyd_if(sys.argv[1], None)  # whatever is needed once
+before = peak()
+import_deepfloyd_if(sys.argv[1], sys.argv[2], dtype="bfloat16")
+print(peak() - before)
+"""
+
+
+def test_memory_for_the_largest_array_is_enough(tmp_path):
+    """A file of 200 MiB, whose largest array has 23 MiB, takes less than half of its size."""
+    wide = {"block_out_channels": (8, 576), "layers_per_block": (2, 2)}
+    parameters = published.unet_parameters(dataclasses.replace(published.UNET, **wide))
+    config = published.DIFFUSERS_CONFIG | {name: list(value) for name, value in wide.items()}
+    source = published.write_unet(tmp_path / "unet", published.as_diffusers(parameters), config)
+    assert (source / "diffusion_pytorch_model.safetensors").stat().st_size > 200 * 2**20
+    command = [sys.executable, "-c", PEAK_MEMORY, source, tmp_path / "out"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert float(result.stdout) < 100
 
 
 # ------------------------------------------------------------------------------------ text encoders

@@ -1,8 +1,6 @@
 """Safetensors: lazily read, written one array at a time, refused by name when they are not whole."""
 
 import json
-import subprocess
-import sys
 
 import ml_dtypes
 import numpy as np
@@ -10,7 +8,6 @@ import pytest
 import safetensors
 import safetensors.numpy
 
-from lumiere_jax.checkpoints import safetensors_files
 from lumiere_jax.checkpoints.safetensors_files import file_sha256, open_arrays, read_metadata, write_arrays
 from lumiere_jax.text.storage import StoredArray
 
@@ -154,31 +151,3 @@ def test_directories_without_one_model(tmp_path):
     with pytest.raises(ValueError, match=r"several models, give one: \['a\.safetensors', 'b\.safetensors'\]"):
         open_arrays(tmp_path / "unet")
     assert open_arrays(tmp_path / "unet" / "b.safetensors").keys() == {"a"}
-
-
-COPY_IN_LITTLE_MEMORY = """
-import resource, sys
-from lumiere_jax.checkpoints import safetensors_files
-
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # MiB
-source, target = sys.argv[1:]
-before = peak()
-arrays = safetensors_files.open_arrays(source)
-arrays = {name: array.transpose(1, 0).astype("float16") for name, array in arrays.items()}
-safetensors_files.write_arrays(target, arrays)
-print(peak() - before)
-"""
-
-
-def test_a_copy_needs_memory_for_the_largest_array_only(tmp_path):
-    """200 MiB in 25 arrays of 8 MiB, transposed and cast on the way."""
-    arrays = {f"{i:02d}": StoredArray.in_memory(np.full((1024, 2048), i, np.float32)) for i in range(25)}
-    write_arrays(tmp_path / "source.safetensors", arrays)
-    paths = [tmp_path / "source.safetensors", tmp_path / "target.safetensors"]
-    result = subprocess.run(
-        [sys.executable, "-c", COPY_IN_LITTLE_MEMORY, *paths], capture_output=True, text=True, timeout=120
-    )
-    assert result.returncode == 0, result.stderr
-    assert float(result.stdout) < 60
-    target = safetensors_files.open_arrays(paths[1])
-    np.testing.assert_array_equal(target["24"].read((slice(0, 1), slice(0, 3))), np.full((1, 3), 24, np.float16))
