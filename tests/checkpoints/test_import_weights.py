@@ -190,11 +190,11 @@ def test_imported_weights_that_were_changed(tmp_path, source):
 
 
 PEAK_MEMORY = """
-import resource, sys
+import re, sys
 from lumiere_jax.import_weights import import_deepfloyd_if
 
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # MiB
+def peak():  # MiB; getrusage's would begin with what the parent process had
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) / 1024
 
 import_deepfloyd_if(sys.argv[1], None)  # whatever is needed once
 before = peak()
@@ -203,8 +203,9 @@ print(peak() - before)
 """
 
 
+@pytest.mark.skipif(not pathlib.Path("/proc/self/status").exists(), reason="needs Linux's /proc")
 def test_memory_for_the_largest_array_is_enough(tmp_path):
-    """A file of 200 MiB, whose largest array has 23 MiB, takes less than half of its size."""
+    """A file of 233 MiB, whose largest array has 23 MiB, takes less than half of its size."""
     wide = {"block_out_channels": (8, 576), "layers_per_block": (2, 2)}
     parameters = published.unet_parameters(dataclasses.replace(published.UNET, **wide))
     config = published.DIFFUSERS_CONFIG | {name: list(value) for name, value in wide.items()}
@@ -213,7 +214,7 @@ def test_memory_for_the_largest_array_is_enough(tmp_path):
     command = [sys.executable, "-c", PEAK_MEMORY, source, tmp_path / "out"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
-    assert float(result.stdout) < 100
+    assert 1 < float(result.stdout) < 100
 
 
 # ------------------------------------------------------------------------------------ text encoders
