@@ -43,8 +43,17 @@ def inflated(image: ml_collections.ConfigDict, variant: str) -> ml_collections.C
     config.compute_dtype = "float32"
     config.clip = {"frames": 16, "fps": 8.0, "size": 32}
     config.dataset = image.dataset  # one object: both stages see the same data
-    config.text = {"dropout": 0.1, "embeddings": ""}  # the rest is the image model's
-    config.init_from = ""  # the frozen image model's run directory; where empty,
+    config.text = {
+        "dropout": 0.1,
+        "embeddings": "",  # made ahead of time by prepare_text_embeddings; default: the encoder runs in the train step
+        # The rest counts with an imported U-Net. An image model that this project trained brings its own.
+        "checkpoint": "",  # T5 encoder: imported, T5X's (also gs://), or Hugging Face's
+        "tokenizer": "",  # SentencePiece model; default: the tokenizer.model in text.checkpoint
+        "length": image.text.length,
+        "padding_sees_tokens": image.text.padding_sees_tokens,
+    }
+    # The frozen image model: a run's directory, or an imported U-Net's (lumiere_jax/import_weights.py). Where empty,
+    config.init_from = ""
     config.image_model = image  # ... this one is trained first, inside this run's directory
     config.temporal = {
         "strides": (2, 2, 1),
@@ -71,7 +80,6 @@ def inflated(image: ml_collections.ConfigDict, variant: str) -> ml_collections.C
     if image.pretrained:
         config.compute_dtype = image.compute_dtype
         config.clip = {"frames": 80, "fps": 16.0, "size": 128}
-        config.text.update({"checkpoint": "", "tokenizer": "", "length": 77})  # the frozen T5, given at the first start
         config.temporal.update({"norm_groups": 32, "attention_head_dim": 64})
         config.training = image.training  # as it is: nothing trains the image model
         if variant in deepfloyd_if.TINY:

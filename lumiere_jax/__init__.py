@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 # Imported when first used, so that `import lumiere_jax` and `--help` take no time.
 _PUBLIC = {
     "load_run": "lumiere_jax.checkpoints.run_directory",
+    "load_temporal": "lumiere_jax.checkpoints.temporal_weights",
     "sample_videos": "lumiere_jax.pipelines.text_to_video",
     "super_resolve": "lumiere_jax.pipelines.text_to_video",
     "write_video": "lumiere_jax.pipelines.results",

@@ -14,7 +14,8 @@ from absl import app, flags, logging
 from absl.flags import FLAGS
 
 from lumiere_jax.checkpoints.checkpointing import CheckpointError, tree_hash
-from lumiere_jax.checkpoints.run_directory import Run, load_run
+from lumiere_jax.checkpoints.run_directory import Run, RunDirectory, load_run
+from lumiere_jax.checkpoints.temporal_weights import load_temporal
 from lumiere_jax.distributed import platform
 from lumiere_jax.pipelines.results import file_name, library_versions, write_video
 from lumiere_jax.pipelines.text_to_video import encode_prompts, sample_videos, super_resolve
@@ -59,6 +60,29 @@ def sample(
             _write(videos, batch, first, suffix, output, run.config.clip.fps, made_with)
 
 
+def load(path: str, *, init_from: str = "", text_checkpoint: str = "", tokenizer: str = "") -> Run:
+    """Loads a run's directory, or exported temporal layers onto their image model.
+
+    Args:
+      path: a run directory, or a file that `export_weights` wrote.
+      init_from: of a run: where its imported U-Net lies now, if it was moved. Of a file: its image model.
+      text_checkpoint: the same for the text encoder; a run that holds its own has no use for it.
+      tokenizer: of a file: the SentencePiece model; default: the one beside the text encoder.
+
+    Raises:
+      ValueError, OSError, CheckpointError: as `load_run` and `load_temporal`.
+    """
+    if path.endswith(".safetensors"):
+        if not init_from:
+            raise ValueError(
+                f"{path} holds temporal layers alone: say with --init_from=DIR which image model they belong to (its "
+                "metadata name it: the imported U-Net's directory, or the run of an image model)"
+            )
+        return load_temporal(path, init_from=init_from, text_checkpoint=text_checkpoint, tokenizer=tokenizer)
+    refers_to_text = RunDirectory(path).read_references().text_encoder is not None
+    return load_run(path, init_from=init_from or None, text_checkpoint=text_checkpoint if refers_to_text else None)
+
+
 def _write(
     videos: np.ndarray, prompts: Sequence[str], first: int, suffix: str, output: pathlib.Path, fps: float, facts: dict
 ) -> None:
@@ -89,8 +113,18 @@ def read_prompts(prompts: Sequence[str], prompts_file: str | None) -> list[str]:
 
 def define_flags() -> None:
     """The command line; defined by the entry point alone, so that several can be imported side by side."""
-    flags.DEFINE_string("checkpoint", None, "A run directory: the --workdir of a text-to-video training.")
-    flags.DEFINE_string("super_resolution", None, "The --workdir of a super-resolution training.")
+    flags.DEFINE_string(
+        "checkpoint", None, "The --workdir of a text-to-video training, or temporal layers that export_weights wrote."
+    )
+    flags.DEFINE_string("super_resolution", None, "The same of a super-resolution training.")
+    flags.DEFINE_string(
+        "init_from", "", "The image model of exported layers; or where a run's imported U-Net was moved to."
+    )
+    flags.DEFINE_string("super_resolution_init_from", "", "The same for --super_resolution.")
+    flags.DEFINE_string(
+        "text_checkpoint", "", "The T5 encoder of exported layers; or where the imported one was moved to. For both."
+    )
+    flags.DEFINE_string("tokenizer", "", "The SentencePiece model of --text_checkpoint; default: the one beside it.")
     flags.DEFINE_multi_string("prompt", [], "What to show; may be repeated.")
     flags.DEFINE_string("prompts_file", None, "A text file with one prompt per line.")
     flags.DEFINE_string("output", "samples", "Where the clips go.")
@@ -109,8 +143,11 @@ def main(_argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     try:
         prompts = read_prompts(FLAGS.prompt, FLAGS.prompts_file)
-        run = load_run(FLAGS.checkpoint)
-        super_resolution = load_run(FLAGS.super_resolution) if FLAGS.super_resolution else None
+        text = {"text_checkpoint": FLAGS.text_checkpoint, "tokenizer": FLAGS.tokenizer}
+        run = load(FLAGS.checkpoint, init_from=FLAGS.init_from, **text)
+        super_resolution = None
+        if FLAGS.super_resolution:
+            super_resolution = load(FLAGS.super_resolution, init_from=FLAGS.super_resolution_init_from, **text)
         sample(
             run,
             super_resolution,

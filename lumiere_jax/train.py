@@ -62,14 +62,14 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Non
     # ---------------------------------------------------------------- Data, text encoder, frozen image model
     train_set, validation_set = open_dataset(config.dataset)
     if "temporal" in config:
-        config, tokenizer, text_encoder, backbone = prepare_inflation(config, run_dir, train_image_model=train)
+        prepared = prepare_inflation(config, run_dir, mesh, train_image_model=train)
     else:
-        (tokenizer, text_encoder), backbone = prepare_text(config, run_dir, train_set), None
+        prepared = prepare_text(config, run_dir, mesh, train_set)
+    config, tokenizer, text_encoder = prepared.config, prepared.tokenizer, prepared.text_encoder
     check_captions(tokenizer, config.text.length, train_set, validation_set)
     sampling_settings(config)  # raises now, not at the first preview
     embeddings = open_embeddings(config, tokenizer, text_encoder, train_set, validation_set)
     check_same_run(run_dir.read_config(), config)
-    run_dir.write_config(config, versions())
     print(f"=== {config.name} in {run_dir.path} ===", flush=True)
 
     # ---------------------------------------------------------------- Network: what is trained, what is frozen
@@ -79,10 +79,9 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Non
         padding_sees_tokens=config.text.get("padding_sees_tokens", False),
     )
     # Where the embeddings were made ahead of time, the text encoder stays in the host's memory, for previews.
-    model = text_to_video(None if embeddings else text_encoder, build_unet(config, backbone))
+    model = text_to_video(None if embeddings else text_encoder, build_unet(config, prepared.image_unet))
+    run_dir.write_config(config, versions(), prepared.references)  # only now: the network can be built
     graphdef, trained, frozen = parameter_partition.split(model)
-    if "text_encoder" not in trained:  # nor is it written with every checkpoint
-        run_dir.write_text_encoder(0, nnx.to_pure_dict(nnx.state(text_encoder)))
     frozen = _place(mesh, jax.tree.map(lambda leaf: leaf.astype(model.dtype), frozen))
     print(f"parameters: {parameter_partition.count(trained):,} trained, {parameter_partition.count(frozen):,} frozen")
 

@@ -1,22 +1,34 @@
 """What a training run needs before its first step: checks, text encoder, frozen image model, optimiser."""
 
+import dataclasses
 import importlib.metadata
 import platform
 import subprocess
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import ml_collections
 import optax
 from flax import nnx
 
 from lumiere_jax.checkpoints.checkpointing import save_tree
-from lumiere_jax.checkpoints.run_directory import Run, RunDirectory, load_backbone, load_run
+from lumiere_jax.checkpoints.image_model import ImageModel, check_width, load_image_model
+from lumiere_jax.checkpoints.imported_unet import check_conventions, is_imported_unet, open_imported_unet
+from lumiere_jax.checkpoints.run_directory import (
+    References,
+    RunDirectory,
+    load_image_unet,
+    load_imported_text_encoder,
+    load_text_encoder,
+)
 from lumiere_jax.data.input_pipeline import Record
 from lumiere_jax.diffusion import low_resolution, noise_schedule
-from lumiere_jax.models import parameter_partition
+from lumiere_jax.distributed import partitioning
+from lumiere_jax.models.unet2d import UNet2D, UNet2DConfig
 from lumiere_jax.text.embedding_store import EmbeddingStore, made_with
-from lumiere_jax.text.load_t5 import load_t5_encoder
+from lumiere_jax.text.load_t5 import find_tokenizer
 from lumiere_jax.text.t5_encoder import T5Config, T5Encoder
 from lumiere_jax.text.tokenizer import Tokenizer, train_tokenizer
 from lumiere_jax.train_step import Objective
@@ -25,6 +37,7 @@ from lumiere_jax.train_step import Objective
 _FREE_TO_CHANGE = {
     *("name", "pretrained", "sampling", "mesh", "init_from", "image_model"),
     *("training.steps", "training.keep_checkpoints"),
+    *("text.checkpoint", "text.tokenizer"),  # where they lie; what they are is checked by hash
     *("training.checkpoint_every", "training.log_every", "training.preview_every", "training.validate_every"),
     *("dataset.data_dir", "dataset.cache_bytes", "dataset.threads", "text.embeddings"),
 }
@@ -87,65 +100,123 @@ def _flat(config: ml_collections.ConfigDict, prefix: str = "") -> dict[str, Any]
     return fields
 
 
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """What a run builds its model from."""
+
+    config: ml_collections.ConfigDict  # with the fields that the image model decides
+    tokenizer: Tokenizer
+    text_encoder: T5Encoder
+    image_unet: UNet2D | None  # to inflate; None: the run trains a new one
+    references: References  # to imported weights, of which the run keeps no copy
+
+
 def prepare_text(
-    config: ml_collections.ConfigDict, run_dir: RunDirectory, dataset: Sequence[Record]
-) -> tuple[Tokenizer, T5Encoder]:
-    """Tokenizer and text encoder of an image model: pre-trained and frozen, or new and trained with it."""
-    fields = config.text
-    if bool(fields.checkpoint) != bool(fields.tokenizer):
-        raise ValueError(
-            f"text.checkpoint={fields.checkpoint!r} and text.tokenizer={fields.tokenizer!r}: give both (a T5 encoder "
-            "and its SentencePiece model) or neither"
-        )
-    if fields.checkpoint:
-        tokenizer = Tokenizer.load(fields.tokenizer)
-        text_encoder = parameter_partition.freeze(load_t5_encoder(fields.checkpoint, on_host=True))
-    else:
-        tokenizer = run_dir.read_tokenizer() or train_tokenizer(captions_of(dataset), fields.vocab_size)
+    config: ml_collections.ConfigDict, run_dir: RunDirectory, mesh: jax.sharding.Mesh, dataset: Sequence[Record]
+) -> Prepared:
+    """Tokenizer and text encoder of an image model: pre-trained, frozen and referred to; or new and trained with it.
+
+    Raises:
+      ValueError: `text.checkpoint` and `text.tokenizer` do not belong together or to the U-Net.
+      CheckpointError: the encoder is another than the one that the run was started with.
+    """
+    fields, is_new = config.text, run_dir.read_config() is None
+    recorded = run_dir.read_references().text_encoder
+    checkpoint = fields.checkpoint or (recorded.path if recorded else "")
+    if not checkpoint:
+        if fields.tokenizer:
+            raise ValueError(f"text.tokenizer={fields.tokenizer!r} belongs to an encoder: give text.checkpoint too")
+        kept = None if is_new else run_dir.read_tokenizer()
+        tokenizer = kept or train_tokenizer(captions_of(dataset), fields.vocab_size)
         sizes = ("vocab_size", "emb_dim", "num_heads", "num_layers", "head_dim", "mlp_dim")
         text_encoder = T5Encoder(T5Config(**{size: fields[size] for size in sizes}), rngs=nnx.Rngs(config.seed + 2))
+        references = References()
+    else:
+        if not is_new and recorded is None:
+            raise ValueError(f"text.checkpoint={checkpoint!r}: the run in {run_dir.path} trains its own text encoder")
+        kept = None if is_new else run_dir.read_tokenizer()
+        tokenizer = kept or Tokenizer.load(find_tokenizer(checkpoint, fields.tokenizer))
+        check_width(checkpoint, UNet2DConfig(**config.unet).text_dim)
+        text_encoder, found = load_imported_text_encoder(checkpoint, recorded, **_text_placement(config, mesh))
+        references = References(text_encoder=found)
     run_dir.write_tokenizer(tokenizer)
-    return tokenizer, text_encoder
+    return Prepared(config, tokenizer, text_encoder, None, references)
 
 
 def prepare_inflation(
     config: ml_collections.ConfigDict,
     run_dir: RunDirectory,
+    mesh: jax.sharding.Mesh,
     train_image_model: Callable[[ml_collections.ConfigDict, Any], None],
-) -> tuple[ml_collections.ConfigDict, Tokenizer, T5Encoder, dict]:
-    """The frozen image model under a STUNet, copied into the run's directory; trained first where there is none.
+) -> Prepared:
+    """The frozen image model under a STUNet; trained first where there is none.
 
-    Returns:
-      the config with the image model's `unet` and `text`, tokenizer, text encoder, and the U-Net's parameters.
+    What this project trained is copied into the run's directory, what was imported is referred to.
+
+    Raises:
+      CheckpointError: no image model, or another one than the run was started with.
+      ValueError: an imported U-Net was trained otherwise than the config's `diffusion` says, or has no text encoder.
     """
     saved = run_dir.read_config()
-    if saved is None:
-        image = _image_model(config, run_dir, train_image_model)
-        run_dir.write_text_encoder(0, nnx.to_pure_dict(nnx.state(image.model.text_encoder)))
-        run_dir.write_tokenizer(image.tokenizer)
-        save_tree(run_dir.backbone, nnx.to_pure_dict(nnx.state(image.model.unet)), overwrite=True)
-    source = saved or image.config
     config = ml_collections.ConfigDict(config.to_dict())  # a copy that takes new fields
-    config.unet = source.unet
-    config.text = source.text.to_dict() | config.text.to_dict()
-    text_encoder = parameter_partition.freeze(load_t5_encoder(run_dir.text_encoder(0), on_host=True))
-    return config, run_dir.read_tokenizer(), text_encoder, load_backbone(run_dir.backbone, config)
+    if saved is None:
+        image = _image_model(config, run_dir, mesh, train_image_model)
+        _keep(image, run_dir)
+        tokenizer, text_encoder, unet, references = image.tokenizer, image.text_encoder, image.unet, image.references
+        config.unet, text = dataclasses.asdict(unet.config), image.text
+    else:
+        tokenizer, sharding = run_dir.read_tokenizer(), partitioning.replicated(mesh)
+        config.unet, text = saved.unet, saved.text.to_dict()
+        # Where imported weights lie may change from start to start; their hashes may not.
+        moved_to = config.init_from if run_dir.read_references().unet else None
+        unet, unet_reference = load_image_unet(run_dir, config, moved_to=moved_to, sharding=sharding)
+        moved_to = config.text.get("checkpoint")
+        placement = _text_placement(config, mesh)
+        text_encoder, text_reference = load_text_encoder(run_dir, 0, moved_to=moved_to, **placement)
+        references = References(unet_reference, text_reference)
+    # An imported U-Net knows of no text fields but its width, so the run's own count.
+    imported = ("length", "padding_sees_tokens") if references.unet else ()
+    own = ("dropout", "embeddings", *imported)
+    config.text = text | {field: config.text[field] for field in own}
+    return Prepared(config, tokenizer, text_encoder, unet, references)
+
+
+def _text_placement(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> dict[str, Any]:
+    """Where a frozen text encoder lies: on the devices, or on the host if only previews need it."""
+    return {"on_host": True} if config.text.get("embeddings") else {"sharding": partitioning.replicated(mesh)}
+
+
+def _keep(image: ImageModel, run_dir: RunDirectory) -> None:
+    """Copies what this project trained into the directory of a new run."""
+    run_dir.remove_image_model()  # what an earlier start left that did not get as far as its config
+    run_dir.write_tokenizer(image.tokenizer)
+    if image.references.text_encoder is None:
+        run_dir.write_text_encoder(0, nnx.to_pure_dict(nnx.state(image.text_encoder)))
+    if image.references.unet is None:
+        save_tree(run_dir.backbone, nnx.to_pure_dict(nnx.state(image.unet)), overwrite=True)
 
 
 def _image_model(
     config: ml_collections.ConfigDict,
     run_dir: RunDirectory,
+    mesh: jax.sharding.Mesh,
     train_image_model: Callable[[ml_collections.ConfigDict, Any], None],
-) -> Run:
+) -> ImageModel:
     path = config.init_from
     if not path:
         path = run_dir.image_model
         print(f"init_from names no image model: training it first, in {path}", flush=True)
         train_image_model(config.image_model, path)
-    image = load_run(path, require_finished=True)
-    if "temporal" in image.config:
-        raise ValueError(f"init_from={path} is an inflated run: give the run of an image model")
-    return image
+    if is_imported_unet(path):
+        check_conventions(open_imported_unet(path), config.diffusion)
+    return load_image_model(
+        path,
+        text_checkpoint=config.text.get("checkpoint", ""),
+        tokenizer=config.text.get("tokenizer", ""),
+        dtype=jnp.dtype(config.compute_dtype),
+        sharding=partitioning.replicated(mesh),
+        text_on_host=bool(config.text.get("embeddings")),
+    )
 
 
 def make_objective(config: ml_collections.ConfigDict) -> Objective:

@@ -20,6 +20,7 @@ from configs import ssr, stunet, text_to_image
 from lumiere_jax import evaluate, sample, train, train_setup
 from lumiere_jax.checkpoints.checkpointing import CheckpointError, load_tree, tree_hash
 from lumiere_jax.checkpoints.run_directory import RunDirectory, load_run
+from lumiere_jax.checkpoints.temporal_weights import export_temporal, load_temporal
 from lumiere_jax.data import video_io
 from lumiere_jax.pipelines.text_to_video import sample_videos, super_resolve
 
@@ -178,6 +179,21 @@ def test_kill_in_the_middle_then_the_same_command(base, data_dir, tmp_path):
     assert again.returncode == 0, printed
     assert f"continuing from step {reached}" in printed
     assert RunDirectory(tmp_path).checkpoints().latest_step() == 25
+
+
+def test_exported_temporal_layers_over_an_image_model_of_our_own(base, tmp_path):
+    workdir, _ = base
+    file = tmp_path / "temporal.safetensors"
+    metadata = export_temporal(workdir, file)
+    assert metadata["backbone_sha256"] == tree_hash(load_tree(workdir / "backbone"))
+    again = load_temporal(file, init_from=str(workdir / "image_model"))
+    assert tree_hash(again.parameters()) == tree_hash(load_run(workdir).parameters())
+    with pytest.raises(ValueError, match="refers to no imported U-Net, it holds its own"):
+        load_run(workdir, init_from="elsewhere")
+    with pytest.raises(ValueError, match="refers to no imported one, it holds its own"):
+        load_run(workdir, text_checkpoint="elsewhere")
+    with pytest.raises(ValueError, match="is the run of an image model"):
+        export_temporal(workdir / "image_model", tmp_path / "image.safetensors")
 
 
 # ------------------------------------------------------------------------------------ bad input

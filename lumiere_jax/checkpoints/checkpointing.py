@@ -174,7 +174,7 @@ def load_tree(
     if abstract_tree is None:
         wanted = stored
     else:
-        wanted = _named_leaves(abstract_tree)
+        wanted = named_leaves(abstract_tree)
         _check_same_leaves(path, wanted, stored, partial)
     context = ocp.Context()
     context.pytree.loading.partial_load = partial
@@ -185,7 +185,7 @@ def load_tree(
     except (OSError, ValueError) as error:
         raise _damaged(path) from error
     if abstract_tree is None:
-        return _nested(loaded)
+        return nested(loaded)
     return jax.tree.unflatten(jax.tree.structure(abstract_tree), [loaded[name] for name in wanted])
 
 
@@ -196,7 +196,7 @@ def tree_hash(tree: Any) -> str:
     process must call it.
     """
     digest = hashlib.sha256()
-    for name, leaf in sorted(_named_leaves(tree).items()):
+    for name, leaf in sorted(named_leaves(tree).items()):
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable and not leaf.is_fully_replicated:
             leaf = multihost_utils.process_allgather(leaf, tiled=True)
         value = np.asarray(leaf, order="C")
@@ -205,7 +205,7 @@ def tree_hash(tree: Any) -> str:
     return digest.hexdigest()
 
 
-def _named_leaves(tree: Any) -> dict[str, Any]:
+def named_leaves(tree: Any) -> dict[str, Any]:
     """The leaves in tree order, by path: `layers/0/kernel`. Refuses keys that the name would not tell apart."""
     leaves = {}
     for path, leaf in jax.tree.leaves_with_path(tree):
@@ -227,8 +227,8 @@ def _named_leaves(tree: Any) -> dict[str, Any]:
     return leaves
 
 
-def _nested(leaves: Mapping[str, Any]) -> dict:
-    """The inverse of `_named_leaves`, with dicts for all containers."""
+def nested(leaves: Mapping[str, Any]) -> dict:
+    """The inverse of `named_leaves`, with dicts for all containers."""
     tree: dict = {}
     for name, leaf in leaves.items():
         *parents, last = [int(key) if key.isdecimal() else key for key in name.split("/")]
@@ -240,7 +240,7 @@ def _nested(leaves: Mapping[str, Any]) -> dict:
 
 
 def _savable(tree: Any) -> dict[str, jax.Array | np.ndarray]:
-    leaves = _named_leaves(tree)
+    leaves = named_leaves(tree)
     if not leaves:
         raise ValueError("the tree to save has no leaves")
     for name, leaf in leaves.items():

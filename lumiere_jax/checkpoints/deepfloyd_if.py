@@ -6,15 +6,17 @@ a few modules are renamed (`_RENAMED`).
 """
 
 import json
+import os
 import pathlib
 import re
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import load_file
 
+from lumiere_jax.checkpoints import safetensors_files
 from lumiere_jax.models.unet2d import UNet2DConfig
+from lumiere_jax.text.storage import StoredArray
 
 _RENAMED = (
     (r"^(down|up)_blocks\.(\d+)\.resnets\.(\d+)\.", r"\1.\2.layers.\3.resnet."),
@@ -201,26 +203,24 @@ def parameter_path(name: str) -> tuple[str | int, ...]:
     return tuple(int(part) if part.isdigit() else part for part in name.split("."))
 
 
-def read_unet_parameters(path: str | pathlib.Path) -> dict[tuple[str | int, ...], np.ndarray]:
-    """Reads a safetensors file into `{parameter path: array}` in our layouts.
+def open_unet_parameters(path: str | os.PathLike[str]) -> dict[tuple[str | int, ...], StoredArray]:
+    """Opens safetensors (a file, an index, a directory) as `{parameter path: array}`.
 
-    4-D weights become `[height, width, in, out]` kernels, 2-D weights `[in, out]` kernels, norm weights scales.
+    Arrays are in our layouts, and not read yet: 4-D weights are `[height, width, in, out]` kernels, 2-D weights
+    `[in, out]` kernels, norm weights scales.
+
+    Raises:
+      FileNotFoundError, ValueError: as `safetensors_files.open_arrays`.
     """
-    return dict(_to_parameter(name, array) for name, array in load_file(path).items())
+    return dict(_to_parameter(name, array) for name, array in safetensors_files.open_arrays(path).items())
 
 
-def _to_parameter(name: str, array: np.ndarray) -> tuple[tuple[str | int, ...], np.ndarray]:
-    *module, leaf = parameter_path(name)
-    if leaf != "weight":
-        return (*module, leaf), array
-    if array.ndim == 4:
-        return (*module, "kernel"), array.transpose(2, 3, 1, 0)
-    if array.ndim == 2:
-        return (*module, "kernel"), array.T
-    return (*module, "scale"), array
+def read_unet_parameters(path: str | os.PathLike[str]) -> dict[tuple[str | int, ...], np.ndarray]:
+    """Reads all that `open_unet_parameters` opens."""
+    return {parameter: array.load() for parameter, array in open_unet_parameters(path).items()}
 
 
-def check_parameters(found: Mapping[tuple, np.ndarray], expected: Mapping[tuple, Any]) -> None:
+def check_parameters(found: Mapping[tuple, Any], expected: Mapping[tuple, Any]) -> None:
     """Raises a ValueError that lists missing, unexpected and differently shaped parameters."""
     problems = [f"missing: {_join(path)} {leaf.shape}" for path, leaf in expected.items() if path not in found]
     problems += [f"unexpected: {_join(path)} {leaf.shape}" for path, leaf in found.items() if path not in expected]
@@ -230,7 +230,20 @@ def check_parameters(found: Mapping[tuple, np.ndarray], expected: Mapping[tuple,
         if path in found and found[path].shape != leaf.shape
     ]
     if problems:
-        raise ValueError("the weights do not fit the U-Net of config.json:\n  " + "\n  ".join(problems[:20]))
+        raise ValueError("the weights do not fit the U-Net of their config:\n  " + "\n  ".join(problems[:20]))
+
+
+def _to_parameter(name: str, array: StoredArray) -> tuple[tuple[str | int, ...], StoredArray]:
+    *module, leaf = parameter_path(name)
+    if leaf != "weight":
+        return (*module, leaf), array
+    match len(array.shape):
+        case 4:
+            return (*module, "kernel"), array.transpose(2, 3, 1, 0)
+        case 2:
+            return (*module, "kernel"), array.transpose(1, 0)
+        case _:
+            return (*module, "scale"), array
 
 
 def _join(path: tuple) -> str:

@@ -1,9 +1,9 @@
-"""What one training run leaves on disk. A run directory is whole: sampling needs nothing beside it.
+"""What one training run leaves on disk. Whatever this project trained is in it; imported weights it refers to.
 
-config.json                       the config, and the versions it ran with
+config.json                       the config, imported weights outside (path and SHA-256), the versions it ran with
 tokenizer.model                   SentencePiece
-text_encoder/checkpoint_<step>/   T5X format
-backbone/                         inflated runs: the frozen image model
+text_encoder/checkpoint_<step>/   T5X format; absent where the text encoder was imported
+backbone/                         inflated runs: the frozen image model; absent where it was imported
 checkpoints/<step>/               training state: parameters, their average, optimiser
 image_model/                      inflated runs that trained their backbone: its run directory
 previews/, events.*               what people look at
@@ -16,19 +16,39 @@ import pathlib
 import shutil
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import ml_collections
 from flax import nnx
 
-from lumiere_jax.checkpoints.checkpointing import CheckpointError, CheckpointManager, load_tree
+from lumiere_jax.checkpoints.checkpointing import CheckpointError, CheckpointManager, load_tree, tree_hash
+from lumiere_jax.checkpoints.imported_unet import load_imported_unet, open_imported_unet
 from lumiere_jax.models import parameter_partition
 from lumiere_jax.models.stunet import inflate
 from lumiere_jax.models.temporal import TemporalConfig
 from lumiere_jax.models.text_to_video import TextToVideo
 from lumiere_jax.models.unet2d import UNet2D, UNet2DConfig
-from lumiere_jax.text.load_t5 import load_t5_encoder
+from lumiere_jax.text.load_t5 import TOKENIZER, load_t5_encoder
+from lumiere_jax.text.storage import is_remote
+from lumiere_jax.text.t5_encoder import T5Encoder
 from lumiere_jax.text.t5x_checkpoint import write_t5x_checkpoint
 from lumiere_jax.text.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """Imported weights outside of a run's directory."""
+
+    path: str  # absolute, or gs://
+    sha256: str  # of unet.safetensors; of a text encoder's parameters (`tree_hash` of them in float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class References:
+    """What a run refers to because it was imported; None where the run holds its own."""
+
+    unet: Reference | None = None
+    text_encoder: Reference | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +60,7 @@ class Run:
     model: TextToVideo  # with the averaged parameters
     step: int
     path: pathlib.Path
+    references: References = References()
 
     def parameters(self) -> dict:
         """All parameters, as nested dicts."""
@@ -73,35 +94,52 @@ class RunDirectory:
 
     def read_config(self) -> ml_collections.ConfigDict | None:
         """The config that the run was started with; None before its first start."""
-        file = self.path / "config.json"
-        if not file.exists():
-            return None
-        return ml_collections.ConfigDict(_as_tuples(json.loads(file.read_text())["config"]))
+        facts = self._read_facts()
+        return config_from_json(facts["config"]) if facts else None
 
-    def write_config(self, config: ml_collections.ConfigDict, versions: dict[str, str]) -> None:
+    def read_references(self) -> References:
+        """The imported weights that the run refers to."""
+        references = self._read_facts().get("references", {})
+        return References(**{name: Reference(**value) for name, value in references.items() if value})
+
+    def read_versions(self) -> dict[str, str]:
+        """What the run ran with when it was last started."""
+        return self._read_facts().get("versions", {})
+
+    def _read_facts(self) -> dict[str, Any]:
+        file = self.path / "config.json"
+        return json.loads(file.read_text()) if file.exists() else {}
+
+    def write_config(
+        self, config: ml_collections.ConfigDict, versions: dict[str, str], references: References = References()
+    ) -> None:
         """Writes `config.json`, whole or not at all."""
         self.path.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"config": json.loads(config.to_json_best_effort()), "versions": versions}, indent=2)
+        facts = {
+            "config": json.loads(config.to_json_best_effort()),
+            "references": dataclasses.asdict(references),
+            "versions": versions,
+        }
         partial = self.path / "config.json.partial"
-        partial.write_text(text + "\n")
+        partial.write_text(json.dumps(facts, indent=2) + "\n")
         partial.replace(self.path / "config.json")
 
     def read_tokenizer(self) -> Tokenizer | None:
         """The run's tokenizer; None before its first start."""
-        file = self.path / "tokenizer.model"
+        file = self.path / TOKENIZER
         return Tokenizer.load(file) if file.exists() else None
 
     def write_tokenizer(self, tokenizer: Tokenizer) -> None:
         """Writes `tokenizer.model`, whole or not at all."""
         self.path.mkdir(parents=True, exist_ok=True)
-        partial = self.path / "tokenizer.model.partial"
+        partial = self.path / f"{TOKENIZER}.partial"
         partial.write_bytes(tokenizer.model_bytes)
-        partial.replace(self.path / "tokenizer.model")
+        partial.replace(self.path / TOKENIZER)
 
     def write_text_encoder(self, step: int, parameters: dict[str, Any], keep: int = 2) -> None:
         """Writes the text encoder as T5X does, for the training state of `step`; the newest `keep` stay.
 
-        A text encoder that the run does not train is written once, for step 0.
+        One that this project trained but the run does not is written once, for step 0; an imported one never.
         """
         directory = self.path / "text_encoder"
         directory.mkdir(parents=True, exist_ok=True)
@@ -109,6 +147,12 @@ class RunDirectory:
             write_t5x_checkpoint(directory, step, parameters)
         for old in sorted(_steps(directory))[:-keep]:
             shutil.rmtree(directory / f"checkpoint_{old}")
+
+    def remove_image_model(self) -> None:
+        """Removes the run's copies of a frozen image model and text encoder."""
+        for directory in (self.backbone, self.path / "text_encoder"):
+            if directory.exists():
+                shutil.rmtree(directory)
 
     def text_encoder(self, step: int) -> pathlib.Path:
         """The T5X checkpoint that belongs to the training state of `step`.
@@ -127,6 +171,11 @@ def _steps(directory: pathlib.Path) -> list[int]:
     return [int(child.name.removeprefix("checkpoint_")) for child in directory.glob("checkpoint_*[0-9]")]
 
 
+def config_from_json(fields: dict[str, Any]) -> ml_collections.ConfigDict:
+    """The config that `to_json_best_effort` wrote."""
+    return ml_collections.ConfigDict(_as_tuples(fields))
+
+
 def _as_tuples(node: Any) -> Any:
     """JSON has no tuples; configs have no lists."""
     if isinstance(node, dict):
@@ -134,45 +183,156 @@ def _as_tuples(node: Any) -> Any:
     return tuple(_as_tuples(value) for value in node) if isinstance(node, list) else node
 
 
-def build_unet(config: ml_collections.ConfigDict, image_parameters: dict | None = None) -> UNet2D:
+def build_unet(config: ml_collections.ConfigDict, image_unet: UNet2D | None = None) -> UNet2D:
     """The U-Net of a config: `config.unet`, inflated where the config has `temporal`.
 
     Args:
       config: of a run.
-      image_parameters: the image model's, as `nnx.to_pure_dict` gives them; by default they are new.
+      image_unet: the image model's, which is inflated in place; by default a new one.
     """
-    fields = UNet2DConfig(**config.unet)
-    if image_parameters is None:
-        unet = UNet2D(fields, rngs=nnx.Rngs(config.seed))
-    else:
-        graphdef = nnx.graphdef(nnx.eval_shape(lambda: UNet2D(fields, rngs=nnx.Rngs(0))))
-        unet = nnx.merge(graphdef, image_parameters)
+    unet = UNet2D(UNet2DConfig(**config.unet), rngs=nnx.Rngs(config.seed)) if image_unet is None else image_unet
     if "temporal" in config:
         unet = inflate(unet, TemporalConfig(**config.temporal), rngs=nnx.Rngs(config.seed + 1))
     return unet
 
 
-def load_backbone(path: str | os.PathLike[str], config: ml_collections.ConfigDict) -> dict:
-    """Reads the image model's parameters that an inflated run keeps in `RunDirectory.backbone`."""
-    image = nnx.eval_shape(lambda: UNet2D(UNet2DConfig(**config.unet), rngs=nnx.Rngs(0)))
-    return load_tree(path, nnx.to_pure_dict(nnx.state(image)))
+# ---------------------------------------------------------------- The frozen parts: the run's own, or imported
 
 
-def load_run(path: str | os.PathLike[str], *, require_finished: bool = False) -> Run:
+def load_image_unet(
+    directory: RunDirectory,
+    config: ml_collections.ConfigDict,
+    *,
+    moved_to: str | None = None,
+    sharding: jax.sharding.Sharding | None = None,
+) -> tuple[UNet2D, Reference | None]:
+    """The image model's U-Net under an inflated run: its own copy, or the imported one that it refers to.
+
+    Args:
+      directory: of the run.
+      config: of the run.
+      moved_to: where the imported U-Net lies now, if it was moved.
+      sharding: of every parameter; None: the first local device.
+
+    Returns:
+      the U-Net, and how to refer to it from now on (None: it is the run's own).
+
+    Raises:
+      CheckpointError: it is missing, damaged, or not the one that the run was made with.
+    """
+    fields = UNet2DConfig(**config.unet)
+    recorded = directory.read_references().unet
+    if recorded is None:
+        graphdef, abstract = nnx.split(nnx.eval_shape(lambda: UNet2D(fields, rngs=nnx.Rngs(0))))
+        return nnx.merge(graphdef, load_tree(directory.backbone, nnx.to_pure_dict(abstract), sharding)), None
+    imported = open_imported_unet(_locate("U-Net", recorded, moved_to))
+    found = Reference(str(imported.path), imported.sha256)
+    check_same("U-Net", found, recorded)
+    imported = dataclasses.replace(imported, config=fields)
+    return load_imported_unet(imported, jnp.dtype(config.compute_dtype), sharding), found
+
+
+def load_text_encoder(
+    directory: RunDirectory,
+    step: int,
+    *,
+    moved_to: str | None = None,
+    sharding: jax.sharding.Sharding | None = None,
+    on_host: bool = False,
+) -> tuple[T5Encoder, Reference | None]:
+    """The text encoder of a run at `step`, frozen: its own, or the imported one that it refers to.
+
+    Arguments, result and errors as for `load_image_unet`; `on_host` as for `load_t5_encoder`; a ValueError for
+    `moved_to` of a run that holds its own.
+    """
+    recorded = directory.read_references().text_encoder
+    if moved_to and recorded is None:
+        raise ValueError(f"text encoder {moved_to}: {directory.path} refers to no imported one, it holds its own")
+    if recorded is None:
+        encoder = load_t5_encoder(directory.text_encoder(step), sharding=sharding, on_host=on_host)
+        return parameter_partition.freeze(encoder), None
+    path = _locate("text encoder", recorded, moved_to)
+    return load_imported_text_encoder(path, recorded, sharding=sharding, on_host=on_host)
+
+
+def load_imported_text_encoder(
+    path: str,
+    recorded: Reference | None = None,
+    *,
+    sharding: jax.sharding.Sharding | None = None,
+    on_host: bool = False,
+) -> tuple[T5Encoder, Reference]:
+    """A pre-trained text encoder, frozen, and how to refer to it.
+
+    Args:
+      path: as for `load_t5_encoder`.
+      recorded: what it must be the same as; None: nothing yet.
+      sharding, on_host: where its parameters lie, as for `load_t5_encoder`.
+
+    Raises:
+      CheckpointError: it is another than `recorded`.
+    """
+    encoder = parameter_partition.freeze(load_t5_encoder(path, sharding=sharding, on_host=on_host))
+    absolute = path if is_remote(path) else os.path.abspath(path)
+    found = Reference(absolute, tree_hash(nnx.to_pure_dict(nnx.state(encoder))))
+    if recorded is not None:
+        check_same("text encoder", found, recorded)
+    return encoder, found
+
+
+_MOVED = {
+    "U-Net": "--config.init_from=DIR in training, --init_from=DIR in sampling",
+    "text encoder": "--config.text.checkpoint=DIR in training, --text_checkpoint=DIR in sampling",
+}
+
+
+def _locate(what: str, recorded: Reference, moved_to: str | None) -> str:
+    path = moved_to or recorded.path
+    if not is_remote(path) and not os.path.exists(path):
+        raise CheckpointError(
+            f"the imported {what} that this run refers to is not at {path}: put it back, import it again, or say where "
+            f"it is now ({_MOVED[what]}). Its sha256 is {recorded.sha256}"
+        )
+    return path
+
+
+def check_same(what: str, found: Reference, recorded: Reference) -> None:
+    """Raises a CheckpointError if `found` is not the U-Net or text encoder that was `recorded`."""
+    if found.sha256 != recorded.sha256:
+        raise CheckpointError(
+            f"{found.path} is another {what} than the one that was trained with: its sha256 is {found.sha256}, wanted "
+            f"is {recorded.sha256} ({recorded.path}). Say where that one is ({_MOVED[what]}), or import it again as it "
+            "was, with the same --dtype"
+        )
+
+
+def load_run(
+    path: str | os.PathLike[str],
+    *,
+    init_from: str | None = None,
+    text_checkpoint: str | None = None,
+    require_finished: bool = False,
+) -> Run:
     """Loads a trained model with its averaged parameters.
 
     Args:
       path: a run directory, as `train --workdir` makes it.
+      init_from: where the imported U-Net lies now, if it was moved since the training.
+      text_checkpoint: where the imported text encoder lies now, if it was moved.
       require_finished: refuse a run that has not reached its config's number of steps.
 
     Raises:
-      CheckpointError: no such run, none of its training states is complete, or one does not fit its config.
+      CheckpointError: no such run, none of its training states is complete, one does not fit its config, or imported
+        weights are gone or others than in training.
+      ValueError: `init_from` or `text_checkpoint` for a run that holds its own.
     """
     directory = RunDirectory(path)
     config, tokenizer = directory.read_config(), directory.read_tokenizer()
     if config is None or tokenizer is None:
-        missing = "config.json" if config is None else "tokenizer.model"
+        missing = "config.json" if config is None else TOKENIZER
         raise CheckpointError(f"{path} is no run directory: it has no {missing}. Give the --workdir of a training run")
+    if init_from and directory.read_references().unet is None:
+        raise ValueError(f"init_from={init_from}: {path} refers to no imported U-Net, it holds its own")
     with directory.checkpoints() as manager:
         step = manager.latest_step()
         if step is None:
@@ -184,13 +344,15 @@ def load_run(path: str | os.PathLike[str], *, require_finished: bool = False) ->
             raise CheckpointError(
                 f"{path} has done {step} of {config.training.steps} steps: start its training command again to finish"
             )
-        backbone = load_backbone(directory.backbone, config) if "temporal" in config else None
-        graphdef, trained, frozen = parameter_partition.split(build_unet(config, backbone))
+        image_unet, unet_reference = None, None
+        if "temporal" in config:
+            image_unet, unet_reference = load_image_unet(directory, config, moved_to=init_from)
+        graphdef, trained, frozen = parameter_partition.split(build_unet(config, image_unet))
         _, restored = manager.restore({"average": {"unet": trained}}, step, partial=True)
-    text_encoder = parameter_partition.freeze(load_t5_encoder(directory.text_encoder(step)))
+    text_encoder, text_reference = load_text_encoder(directory, step, moved_to=text_checkpoint)
     unet = nnx.merge(graphdef, restored["average"]["unet"], frozen)
     padding_sees_tokens = config.text.get("padding_sees_tokens", False)
     model = TextToVideo(
         text_encoder, unet, dtype=jnp.dtype(config.compute_dtype), padding_sees_tokens=padding_sees_tokens
     )
-    return Run(config, tokenizer, model, step, directory.path)
+    return Run(config, tokenizer, model, step, directory.path, References(unet_reference, text_reference))

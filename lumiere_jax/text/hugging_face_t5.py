@@ -3,19 +3,15 @@
 Hugging Face stores a linear layer's weight as `[outputs, inputs]`; T5X's kernels are `[inputs, outputs]`.
 """
 
-import concurrent.futures
-import json
 import os
-import pathlib
 import re
+from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
-import safetensors
-from flax import traverse_util
 from jaxtyping import DTypeLike
 
-from lumiere_jax.text.storage import Sharding, StoredArray, is_remote, sharding_at
+from lumiere_jax.checkpoints import safetensors_files
+from lumiere_jax.text.storage import Sharding, StoredArray, is_remote, load_arrays
 
 # T5X's name within a layer -> Hugging Face's within a block. Kernels are transposed, scales are vectors.
 LAYER_PARAMETERS = {
@@ -30,17 +26,11 @@ LAYER_PARAMETERS = {
     "mlp/wo/kernel": "layer.1.DenseReluDense.wo.weight",
 }
 POSITION_BIAS = "layer.0.SelfAttention.relative_attention_bias.weight"
-PARALLEL_READS = 4
 
 
 def is_hugging_face_t5(path: str | os.PathLike[str]) -> bool:
     """Whether `path` is safetensors: a file, an index, or a local directory that holds either."""
-    if is_remote(os.fspath(path)):
-        return False
-    path = pathlib.Path(path)
-    if path.is_dir():
-        return any(path.glob("*.safetensors")) or any(path.glob("*.safetensors.index*.json"))
-    return path.suffix in (".safetensors", ".json")
+    return not is_remote(os.fspath(path)) and safetensors_files.holds_safetensors(path)
 
 
 def read_hugging_face_t5(
@@ -49,7 +39,7 @@ def read_hugging_face_t5(
     """Reads a T5 1.1 (or umT5) encoder from safetensors; a decoder in the same files is left alone.
 
     Args:
-      path: a `.safetensors` file, the `.index.json` of a sharded one, or a directory with either of them.
+      path: as for `open_hugging_face_t5`.
       dtype: to cast the parameters to; None leaves them as stored.
       sharding: one for all parameters, or a function of the parameter's T5X path. The result then holds jax
         arrays, and each process reads only the shards of its own devices. None: numpy arrays on the host.
@@ -58,69 +48,47 @@ def read_hugging_face_t5(
       The same nested dict as `read_t5x_encoder`: T5X's names and shapes.
 
     Raises:
-      FileNotFoundError: `path`, or a file that the index names, does not exist.
+      FileNotFoundError, ValueError: as `open_hugging_face_t5`.
+    """
+    return load_arrays(open_hugging_face_t5(path), dtype=dtype, sharding=sharding)
+
+
+def open_hugging_face_t5(path: str | os.PathLike[str]) -> dict[str, StoredArray]:
+    """The encoder's arrays by T5X path ("encoder/layers_0/mlp/wo/kernel"), in T5X's shapes, not read yet.
+
+    Args:
+      path: a `.safetensors` file, the `.index.json` of a sharded one, or a directory with either of them.
+
+    Raises:
+      FileNotFoundError: `path`, or a shard that holds something of the encoder, does not exist.
       ValueError: a file is damaged, or a tensor is missing.
     """
-    files = _open_files(_tensor_files(pathlib.Path(path)))
-    where = {tensor: file for file in files.values() for tensor in file.keys()}  # noqa: SIM118 (no mapping)
-    names = _parameter_names(where)
-    missing = sorted(tensor for tensor in names.values() if tensor not in where)
+    tensors = safetensors_files.open_arrays(path, _is_of_encoder)
+    names = _parameter_names(tensors)
+    missing = sorted(tensor for tensor in names.values() if tensor not in tensors)
     if missing:
         raise ValueError(
             f"{path} lacks {len(missing)} tensors of a T5 1.1 encoder: {missing[:8]}. "
             "(The first T5, which has DenseReluDense.wi in place of wi_0 and wi_1, is not supported.)"
         )
-
-    def load(name: str) -> Any:
-        stored = _stored_array(where[names[name]], names[name], transpose=not _is_stored_as_is(name))
-        return stored.load(dtype, sharding_at(sharding, name))
-
-    with concurrent.futures.ThreadPoolExecutor(PARALLEL_READS) as pool:
-        return traverse_util.unflatten_dict(dict(zip(names, pool.map(load, names), strict=True)), sep="/")
+    return {
+        name: tensors[theirs] if _is_stored_as_is(name) else tensors[theirs].transpose(1, 0)
+        for name, theirs in names.items()
+    }
 
 
-def _tensor_files(path: pathlib.Path) -> list[pathlib.Path]:
-    """The safetensors files that `path` stands for."""
-    if path.is_dir():
-        path = _main_file(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist")
-    if path.suffix != ".json":
-        return [path]
-    weight_map = json.loads(path.read_text()).get("weight_map")
-    if not weight_map:
-        raise ValueError(f"{path} has no weight_map: it is not the index of a sharded safetensors file")
-    # Shards that hold nothing of the encoder need not be there.
-    wanted = {file for tensor, file in weight_map.items() if not tensor.startswith(("decoder.", "lm_head."))}
-    files = [path.parent / file for file in sorted(wanted)]
-    missing = [file.name for file in files if not file.is_file()]
-    if missing:
-        raise FileNotFoundError(f"{path} names shards that are not beside it: {missing}; download them too")
-    return files
+def shapes_beside_encoder(path: str | os.PathLike[str]) -> dict[str, tuple[int, ...]]:
+    """What the same files hold that is not the encoder: the decoder's shapes."""
+    tensors = safetensors_files.open_arrays(path, _is_of_encoder)
+    used = _parameter_names(tensors).values()
+    return {name: array.shape for name, array in tensors.items() if name not in used}
 
 
-def _main_file(directory: pathlib.Path) -> pathlib.Path:
-    """The one model of a directory. Variants such as `model.fp16.safetensors` are taken only where alone."""
-    for pattern in ("model.safetensors", "model.safetensors.index.json", "*.index*.json", "*.safetensors"):
-        found = sorted(directory.glob(pattern))
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise ValueError(f"{directory} holds several models, give one: {[file.name for file in found]}")
-    raise FileNotFoundError(f"{directory} has neither *.safetensors nor *.index.json")
+def _is_of_encoder(tensor: str) -> bool:
+    return not tensor.startswith(("decoder.", "lm_head."))
 
 
-def _open_files(paths: list[pathlib.Path]) -> dict[pathlib.Path, safetensors.safe_open]:
-    files = {}
-    for path in paths:
-        try:
-            files[path] = safetensors.safe_open(path, framework="numpy")
-        except safetensors.SafetensorError as error:
-            raise ValueError(f"{path} is damaged or cut short ({error}); download it again") from error
-    return files
-
-
-def _parameter_names(tensors: dict[str, Any]) -> dict[str, str]:
+def _parameter_names(tensors: Iterable[str]) -> dict[str, str]:
     """T5X's names -> Hugging Face's, for as many layers as there are tensors of."""
     blocks = [int(match[1]) for match in (re.match(r"encoder\.block\.(\d+)\.", name) for name in tensors) if match]
     shared = "shared.weight" in tensors
@@ -142,11 +110,3 @@ def _parameter_names(tensors: dict[str, Any]) -> dict[str, str]:
 
 def _is_stored_as_is(name: str) -> bool:
     return name.endswith(("/scale", "token_embedder/embedding"))
-
-
-def _stored_array(file: safetensors.safe_open, tensor: str, *, transpose: bool) -> StoredArray:
-    part = file.get_slice(tensor)
-    shape = tuple(part.get_shape())
-    if not transpose:
-        return StoredArray(shape, lambda index: part[index])
-    return StoredArray(shape[::-1], lambda index: np.ascontiguousarray(part[index[::-1]].T))

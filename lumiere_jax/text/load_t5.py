@@ -9,10 +9,12 @@ import jax.numpy as jnp
 from flax import nnx, traverse_util
 from jaxtyping import DTypeLike
 
-from lumiere_jax.text.hugging_face_t5 import is_hugging_face_t5, read_hugging_face_t5
+from lumiere_jax.text.hugging_face_t5 import is_hugging_face_t5, open_hugging_face_t5, read_hugging_face_t5
 from lumiere_jax.text.storage import Sharding
 from lumiere_jax.text.t5_encoder import T5Config, T5Encoder
-from lumiere_jax.text.t5x_checkpoint import read_t5x_encoder
+from lumiere_jax.text.t5x_checkpoint import open_t5x_encoder, read_t5x_encoder
+
+TOKENIZER = "tokenizer.model"  # where it lies beside an encoder: in a run, or in what `import_weights` makes
 
 
 def encoder_from_parameters(tree: Mapping[str, Any], dtype: DTypeLike = jnp.float32) -> T5Encoder:
@@ -67,3 +69,28 @@ def load_t5_encoder(
         sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     read = read_hugging_face_t5 if is_hugging_face_t5(path) else read_t5x_encoder
     return encoder_from_parameters(read(path, dtype=dtype, sharding=sharding), dtype)
+
+
+def stored_config(path: str | os.PathLike[str]) -> T5Config:
+    """The sizes of an encoder in either format, from its arrays' shapes; none of them is read.
+
+    Raises:
+      FileNotFoundError, ValueError: as `load_t5_encoder`.
+    """
+    arrays = open_hugging_face_t5(path) if is_hugging_face_t5(path) else open_t5x_encoder(path)
+    return T5Config.from_parameters(traverse_util.unflatten_dict(arrays, sep="/"))
+
+
+def find_tokenizer(checkpoint: str, tokenizer: str) -> str:
+    """The SentencePiece model that belongs to an encoder: `tokenizer`, or else what `import_weights` put beside it.
+
+    Raises:
+      ValueError: neither is there.
+    """
+    beside = f"{checkpoint.rstrip('/')}/{TOKENIZER}"
+    if not tokenizer and not os.path.isfile(beside):
+        raise ValueError(
+            f"text.tokenizer={tokenizer!r} and there is no {beside}: say which SentencePiece model belongs to "
+            f"text.checkpoint={checkpoint!r}"
+        )
+    return tokenizer or beside

@@ -3,18 +3,22 @@
 Everything goes through TensorStore, which comes with Orbax: it reads `gs://` without TensorFlow.
 """
 
+import concurrent.futures
 import dataclasses
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 import tensorstore as ts
+from flax import traverse_util
 from jaxtyping import DTypeLike
 
 Index = tuple[slice, ...]
 Sharding = jax.sharding.Sharding | Callable[[str], jax.sharding.Sharding] | None
+PARALLEL_READS = 8
 
 
 def is_remote(path: str) -> bool:
@@ -63,18 +67,43 @@ class StoredArray:
 
     Attributes:
       shape: the array's shape.
+      dtype: of its elements.
       read: reads one rectangular part, given one slice per axis.
+      source: its name in the file, for people.
     """
 
     shape: tuple[int, ...]
+    dtype: np.dtype
     read: Callable[[Index], np.ndarray]
+    source: str = ""
 
     @classmethod
-    def in_memory(cls, array: np.ndarray) -> "StoredArray":
+    def in_memory(cls, array: np.ndarray, source: str = "") -> "StoredArray":
         """An array that is already here."""
-        return cls(array.shape, lambda index: np.asarray(array[index]))
+        return cls(array.shape, array.dtype, lambda index: np.asarray(array[index]), source)
 
-    def load(self, dtype: DTypeLike | None, sharding: jax.sharding.Sharding | None) -> np.ndarray | jax.Array:
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    def transpose(self, *axes: int) -> "StoredArray":
+        """The array with its axes in another order, as `numpy.transpose`."""
+
+        def read(index: Index) -> np.ndarray:
+            stored_index = tuple(index[axes.index(axis)] for axis in range(len(axes)))
+            return np.ascontiguousarray(self.read(stored_index).transpose(axes))
+
+        return dataclasses.replace(self, shape=tuple(self.shape[axis] for axis in axes), read=read)
+
+    def astype(self, dtype: DTypeLike) -> "StoredArray":
+        """The array cast to `dtype` as it is read."""
+        dtype = np.dtype(dtype)
+        return dataclasses.replace(self, dtype=dtype, read=lambda index: self.read(index).astype(dtype, copy=False))
+
+    def load(
+        self, dtype: DTypeLike | None = None, sharding: jax.sharding.Sharding | None = None
+    ) -> np.ndarray | jax.Array:
         """Reads the array, cast to `dtype` (None: as stored).
 
         Without a sharding the result is a numpy array on the host. With one, each process reads only the
@@ -82,10 +111,7 @@ class StoredArray:
         is spread over several devices.
         """
 
-        def read(index: Index) -> np.ndarray:
-            part = self.read(index)
-            return part if dtype is None else part.astype(dtype, copy=False)
-
+        read = self.read if dtype is None else self.astype(dtype).read
         if sharding is None:
             return np.asarray(read((slice(None),) * len(self.shape)))
         shards: dict[tuple[tuple[int, int, int], ...], np.ndarray] = {}
@@ -104,3 +130,19 @@ def sharding_at(sharding: Sharding, path: str) -> jax.sharding.Sharding | None:
     if sharding is None or isinstance(sharding, jax.sharding.Sharding):
         return sharding
     return sharding(path)
+
+
+def load_arrays(
+    arrays: Mapping[str, StoredArray], *, dtype: DTypeLike | None = None, sharding: Sharding = None
+) -> dict[str, Any]:
+    """Loads arrays by path into a nested dict, a few at a time, each straight to where it belongs.
+
+    Args:
+      arrays: by path ("encoder/layers_0/mlp/wo/kernel").
+      dtype: to cast to; None leaves them as stored.
+      sharding: one for all, or a function of the path; the result then holds jax arrays. None: numpy arrays on the
+        host.
+    """
+    with concurrent.futures.ThreadPoolExecutor(PARALLEL_READS) as pool:
+        loaded = pool.map(lambda path: arrays[path].load(dtype, sharding_at(sharding, path)), arrays)
+        return traverse_util.unflatten_dict(dict(zip(arrays, loaded, strict=True)), sep="/")

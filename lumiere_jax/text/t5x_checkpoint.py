@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -25,13 +25,14 @@ from flax import serialization, traverse_util
 from jaxtyping import DTypeLike
 
 from lumiere_jax.text.storage import (
+    PARALLEL_READS,
     Index,
     Sharding,
     StoredArray,
     directory_spec,
     is_remote,
+    load_arrays,
     open_directory,
-    sharding_at,
 )
 
 INDEX = "checkpoint"
@@ -39,7 +40,7 @@ VERSION = 3
 # Below this version bfloat16 arrays were stored as the uint16 numbers that have the same bits.
 FIRST_VERSION_WITH_BFLOAT16 = 3
 PLACEHOLDER = "PLACEHOLDER://"
-PARALLEL_READS = 8
+ENCODER = ("token_embedder", "encoder")  # the branches of `target` that a text encoder needs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,35 +57,66 @@ def read_t5x_encoder(
     """Reads the encoder, and nothing else, of a T5X checkpoint.
 
     Args:
-      path: the `checkpoint_<step>` directory, or its parent (then the latest step); local or `gs://`.
+      path: as for `open_t5x_encoder`.
       dtype: to cast the parameters to; None leaves them as stored.
       sharding: one for all parameters, or a function of the parameter's path
         ("encoder/layers_0/mlp/wo/kernel"). Each process then reads only the shards of its own devices, and
         the result holds jax arrays. None: numpy arrays on the host.
 
     Returns:
-      `{"token_embedder": ..., "encoder": {"layers_0": ...}}`. Scanned layers are unstacked to `layers_<i>`.
+      `{"token_embedder": ..., "encoder": {"layers_0": ...}}`.
+
+    Raises:
+      FileNotFoundError, ValueError: as `open_t5x_encoder`.
+    """
+    return load_arrays(open_t5x_encoder(path), dtype=dtype, sharding=sharding)
+
+
+def open_t5x_encoder(path: str | os.PathLike[str]) -> dict[str, StoredArray]:
+    """The encoder's arrays by path ("encoder/layers_0/mlp/wo/kernel"), not read yet.
+
+    Scanned layers are unstacked to `layers_<i>`.
+
+    Args:
+      path: the `checkpoint_<step>` directory, or its parent (then the latest step); local or `gs://`.
 
     Raises:
       FileNotFoundError: no checkpoint at `path`, or an array of it is missing.
       ValueError: not a T5X checkpoint (TensorFlow, Orbax, Flax), one without an encoder, or the first T5.
     """
-    checkpoint, target = _read_index(_find_checkpoint(os.fspath(path).rstrip("/")))
-    missing = {"token_embedder", "encoder"} - target.keys()
+    checkpoint, index = _read_index(_find_checkpoint(os.fspath(path).rstrip("/")))
+    target = index["target"]
+    missing = set(ENCODER) - target.keys()
     if missing:
         raise ValueError(f"{checkpoint.path} has no {sorted(missing)} under target, only {sorted(target)}")
-    wanted = {name: target[name] for name in ("token_embedder", "encoder")}
-    leaves = traverse_util.flatten_dict(wanted, is_leaf=lambda _, node: _is_reference(node))
+    leaves = _flat_leaves({name: target[name] for name in ENCODER})
     if any(name[-3:] == ("mlp", "wi", "kernel") for name in leaves):
         raise ValueError(
             f"{checkpoint.path} is the first T5 (mlp/wi in place of mlp/wi_0 and wi_1), which is not supported: use T5 "
             "1.1 (t5_1_1_*) or flan-T5 (flan_t5_*)"
         )
     with concurrent.futures.ThreadPoolExecutor(PARALLEL_READS) as pool:
-        stored = dict(zip(leaves, pool.map(lambda leaf: _open_leaf(checkpoint, *leaf), leaves.items()), strict=True))
-        stored = _unstack_layers(stored)
-        arrays = pool.map(lambda name: stored[name].load(dtype, sharding_at(sharding, "/".join(name))), stored)
-        return traverse_util.unflatten_dict(dict(zip(stored, arrays, strict=True)))
+        arrays = pool.map(lambda leaf: _open_leaf(checkpoint, *leaf), leaves.items())
+        stored = _unstack_layers(dict(zip(leaves, arrays, strict=True)))
+    return {"/".join(name): array for name, array in stored.items()}
+
+
+def shapes_beside_encoder(path: str | os.PathLike[str]) -> dict[str, tuple[int, ...] | None]:
+    """What a T5X checkpoint holds that is not the encoder: the shapes of the decoder's and the optimiser's arrays.
+
+    None where the index does not say the shape. No array is read.
+    """
+    _, index = _read_index(_find_checkpoint(os.fspath(path).rstrip("/")))
+    target = {name: branch for name, branch in index["target"].items() if name not in ENCODER}
+    others = _flat_leaves({"target": target, "state": index.get("state", {})})
+    return {"/".join(name): _shape_in_index(leaf) for name, leaf in others.items()}
+
+
+def _shape_in_index(leaf: Any) -> tuple[int, ...] | None:
+    if isinstance(leaf, dict):
+        leaf = leaf.get("metadata", {}).get("shape")
+        return None if leaf is None else tuple(leaf)
+    return getattr(leaf, "shape", None)
 
 
 def write_t5x_checkpoint(directory: str | os.PathLike[str], step: int, parameters: Mapping[str, Any]) -> str:
@@ -97,7 +129,7 @@ def write_t5x_checkpoint(directory: str | os.PathLike[str], step: int, parameter
       directory: local or `gs://`; created if need be.
       step: training step, which names the checkpoint.
       parameters: nested dict of arrays, `{"token_embedder": ..., "encoder": ...}`. Arrays that are spread
-        over several processes must be gathered first.
+        over several processes must be gathered first. A `StoredArray` is read when its turn comes.
 
     Returns:
       The checkpoint's path.
@@ -106,7 +138,10 @@ def write_t5x_checkpoint(directory: str | os.PathLike[str], step: int, parameter
       FileExistsError: there already is a checkpoint of this step.
       ValueError: `step` is negative, `parameters` is empty, or an array is not wholly on this process.
     """
-    leaves = {name: _on_host(name, leaf) for name, leaf in traverse_util.flatten_dict(parameters, sep=".").items()}
+    leaves = traverse_util.flatten_dict(parameters, sep=".")
+    for name, leaf in leaves.items():
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            raise ValueError(f"parameter {name} is spread over several processes: gather it before writing")
     if step < 0 or not leaves:
         raise ValueError(f"step={step} must be at least 0, and parameters (now {len(leaves)}) not empty")
     path = f"{os.fspath(directory).rstrip('/')}/checkpoint_{step}"
@@ -160,7 +195,7 @@ def _refuse_orbax(path: str) -> None:
 
 
 def _read_index(path: str) -> tuple[_Checkpoint, dict[str, Any]]:
-    """The parameter tree (`target`), in which large arrays are references still."""
+    """The parameters (`target`) and the training state (`state`), in which large arrays are references still."""
     index = bytes(open_directory(path).read(INDEX).result().value)
     if index.startswith(b"model_checkpoint_path"):
         raise ValueError(
@@ -180,7 +215,11 @@ def _read_index(path: str) -> tuple[_Checkpoint, dict[str, Any]]:
     target = optimizer.get("target") if isinstance(optimizer, dict) else None
     if not isinstance(target, dict):
         raise ValueError(f"{path}/{INDEX} has no parameter tree `target`, only {sorted(map(str, tree))}")
-    return _Checkpoint(path, int(version)), target
+    return _Checkpoint(path, int(version)), optimizer
+
+
+def _flat_leaves(tree: dict[str, Any]) -> dict[tuple[str, ...], Any]:
+    return traverse_util.flatten_dict(tree, is_leaf=lambda _, node: _is_reference(node))
 
 
 def _is_reference(node: Any) -> bool:
@@ -199,16 +238,13 @@ def _open_leaf(checkpoint: _Checkpoint, name: tuple[str, ...], leaf: Any) -> Sto
             raise ValueError(f"{checkpoint.path}: {'/'.join(name)} refers to an array without a path: {leaf}")
         array = _open_zarr(checkpoint.path, location)
     elif isinstance(leaf, np.ndarray | np.generic):
-        array = StoredArray.in_memory(np.asarray(leaf))
+        array = StoredArray.in_memory(np.asarray(leaf), ".".join(("target", *name)))
     else:
         raise ValueError(f"{checkpoint.path}: {'/'.join(name)} is neither an array nor a reference: {leaf!r}")
-    if checkpoint.version >= FIRST_VERSION_WITH_BFLOAT16:
+    if checkpoint.version >= FIRST_VERSION_WITH_BFLOAT16 or array.dtype != np.uint16:
         return array
-    return StoredArray(array.shape, lambda index: _uint16_as_bfloat16(array.read(index)))
-
-
-def _uint16_as_bfloat16(array: np.ndarray) -> np.ndarray:
-    return np.asarray(array).view(ml_dtypes.bfloat16) if array.dtype == np.uint16 else array
+    bfloat16 = np.dtype(ml_dtypes.bfloat16)
+    return dataclasses.replace(array, dtype=bfloat16, read=lambda index: array.read(index).view(bfloat16))
 
 
 def _open_zarr(path: str, location: str) -> StoredArray:
@@ -235,7 +271,7 @@ def _open_zarr(path: str, location: str) -> StoredArray:
         except ValueError as error:
             raise ValueError(f"{path}/{name} cannot be read: {error}") from error
 
-    return StoredArray(tuple(store.shape), read)
+    return StoredArray(tuple(store.shape), store.dtype.numpy_dtype, read, name)
 
 
 def _unstack_layers(stored: dict[tuple[str, ...], StoredArray]) -> dict[tuple[str, ...], StoredArray]:
@@ -257,7 +293,11 @@ def _one_layer(stacked: StoredArray, i: int, is_out: bool) -> StoredArray:
     """Layer `i`; of an attention kernel, heads and head_dim merged into one axis."""
     shape = stacked.shape[:1] + stacked.shape[2:]
     if len(shape) < 3:
-        return StoredArray(shape, lambda index: stacked.read((index[0], slice(i, i + 1), *index[1:]))[:, 0])
+
+        def read_layer(index: Index) -> np.ndarray:
+            return stacked.read((index[0], slice(i, i + 1), *index[1:]))[:, 0]
+
+        return _part(stacked, i, shape, read_layer)
     if is_out:  # [heads, layers, head_dim, emb] -> [heads * head_dim, emb]
         heads, head_dim, emb = shape
 
@@ -266,7 +306,7 @@ def _one_layer(stacked: StoredArray, i: int, is_out: bool) -> StoredArray:
             part = stacked.read((whole, slice(i, i + 1), slice(None), index[1]))
             return part.reshape(-1, part.shape[-1])[rest]
 
-        return StoredArray((heads * head_dim, emb), read_out)
+        return _part(stacked, i, (heads * head_dim, emb), read_out)
     emb, heads, head_dim = shape  # [emb, layers, heads, head_dim] -> [emb, heads * head_dim]
 
     def read_in(index: Index) -> np.ndarray:
@@ -274,7 +314,11 @@ def _one_layer(stacked: StoredArray, i: int, is_out: bool) -> StoredArray:
         part = stacked.read((index[0], slice(i, i + 1), whole, slice(None)))
         return part.reshape(part.shape[0], -1)[:, rest]
 
-    return StoredArray((emb, heads * head_dim), read_in)
+    return _part(stacked, i, (emb, heads * head_dim), read_in)
+
+
+def _part(stacked: StoredArray, i: int, shape: tuple[int, ...], read: Callable[[Index], np.ndarray]) -> StoredArray:
+    return dataclasses.replace(stacked, shape=shape, read=read, source=f"{stacked.source}, layer {i}")
 
 
 def _whole_heads(index: slice, heads: int, head_dim: int) -> tuple[slice, slice]:
@@ -284,16 +328,11 @@ def _whole_heads(index: slice, heads: int, head_dim: int) -> tuple[slice, slice]
     return slice(first, -(-stop // head_dim)), slice(start - first * head_dim, stop - first * head_dim)
 
 
-def _on_host(name: str, leaf: Any) -> np.ndarray:
-    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-        raise ValueError(f"parameter {name} is spread over several processes: gather it before writing")
-    return np.asarray(leaf)
-
-
-def _write(path: str, step: int, leaves: Mapping[str, np.ndarray]) -> None:
-    """Writes the arrays, one zarr directory each, and last the index."""
+def _write(path: str, step: int, leaves: Mapping[str, Any]) -> None:
+    """Writes the arrays, one zarr directory each, and last the index. One array at a time is on the host."""
     target = {}
-    for name, array in leaves.items():
+    for name, leaf in leaves.items():
+        array = leaf.load() if isinstance(leaf, StoredArray) else np.asarray(leaf)
         # The names, so the metadata too, are what T5X itself writes.
         metadata = {"chunks": list(array.shape), "compressor": {"id": "gzip", "level": 1}, "shape": list(array.shape)}
         spec = {"driver": "zarr", "dtype": array.dtype.name, "metadata": metadata}

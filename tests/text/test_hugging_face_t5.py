@@ -7,11 +7,10 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
-import safetensors
 import safetensors.numpy
 from flax import traverse_util
 
-from lumiere_jax.text.hugging_face_t5 import _stored_array, is_hugging_face_t5, read_hugging_face_t5
+from lumiere_jax.text.hugging_face_t5 import is_hugging_face_t5, open_hugging_face_t5, read_hugging_face_t5
 from lumiere_jax.text.t5x_checkpoint import read_t5x_encoder
 
 BIAS = "layer.0.SelfAttention.relative_attention_bias.weight"
@@ -117,8 +116,7 @@ def test_a_shard_of_a_transposed_tensor(tmp_path):
     weights = tensors()
     name = "encoder.block.0.layer.1.DenseReluDense.wi_0.weight"
     safetensors.numpy.save_file(weights, tmp_path / "model.safetensors")
-    file = safetensors.safe_open(tmp_path / "model.safetensors", framework="numpy")
-    stored = _stored_array(file, name, transpose=True)
+    stored = open_hugging_face_t5(tmp_path)["encoder/layers_0/mlp/wi_0/kernel"]
     assert stored.shape == (4, 7)
     np.testing.assert_array_equal(stored.read((slice(0, 2), slice(3, 7))), weights[name].T[0:2, 3:7])
 

@@ -359,13 +359,13 @@ def test_not_a_t5x_checkpoint(tmp_path, index, message):
 
 
 SHARDED_READ = """
-import collections, re, sys
+import collections, dataclasses, re, sys
 import jax, numpy as np
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from lumiere_jax.checkpoints import safetensors_files
 from lumiere_jax.text import hugging_face_t5, t5x_checkpoint
-from lumiere_jax.text.storage import StoredArray
 
 mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
 regions = collections.defaultdict(list)  # the shape of every part that is read, by array in the file
@@ -375,12 +375,11 @@ def logging(name, stored):
         part = stored.read(index)
         regions[name].append(part.shape)
         return part
-    return StoredArray(stored.shape, read)
+    return dataclasses.replace(stored, read=read)
 
-open_zarr, stored_array = t5x_checkpoint._open_zarr, hugging_face_t5._stored_array
+open_zarr, stored_array = t5x_checkpoint._open_zarr, safetensors_files._stored_array
 t5x_checkpoint._open_zarr = lambda path, location: logging(location.rstrip("/"), open_zarr(path, location))
-hugging_face_t5._stored_array = lambda file, name, transpose: logging(
-    name, stored_array(file, name, transpose=transpose))
+safetensors_files._stored_array = lambda path, name, part: logging(name, stored_array(path, name, part))
 
 def spec(axis, path):
     if path.endswith("kernel"):
