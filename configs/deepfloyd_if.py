@@ -82,7 +82,8 @@ def image_model(variant: str) -> ml_collections.ConfigDict:
     config.text.update({"length": 77, "padding_sees_tokens": True, "vocab_size": 32128})
     config.text.update({"emb_dim": 4096, "num_heads": 64, "num_layers": 24, "head_dim": 64, "mlp_dim": 10240})
     config.dataset.update({"name": "video_folder", "path": "", "stored_frames": 80, "stored_size": 128})
-    config.diffusion.update({"schedule": "discrete_cosine", "log_snr_shift": 0.0, "prediction": "epsilon"})
+    config.diffusion.update({"schedule": "discrete_cosine", "log_snr_shift": 0.0})
+    config.diffusion.update({"prediction": "epsilon", "weighting": "uniform"})
     config.sampling.update({"steps": 50, "guidance": 7.0})
     config.sampling.preview_prompts = (
         "a dog runs along a beach at sunset",

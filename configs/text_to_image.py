@@ -39,7 +39,7 @@ def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
         "embeddings": "",  # made ahead of time by prepare_text_embeddings; default: the encoder runs in the train step
         "length": 24,  # tokens; a longer prompt is an error
         # What the U-Net sees at padding: True is Hugging Face's and DeepFloyd IF's convention, False is T5X's.
-        "padding_sees_tokens": False,
+        "padding_sees_tokens": True,
         "dropout": 0.1,  # of captions, for classifier-free guidance
         "vocab_size": 768,  # the rest: sizes of the encoder that is trained
         "emb_dim": 64,
@@ -67,9 +67,9 @@ def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
         # text can tell (colour, place) is learned where they are not.
         "log_snr_shift": -1.0,
         # epsilon, x0 or v. The demo's thin layers find it easier to draw the clean picture than to pass the noise on:
-        # after 400 steps x0 gives clean shapes, where v gave speckle after 1500.
+        # after 400 steps x0 gives smooth backgrounds, where v gave speckle after 1500.
         "prediction": "x0",
-        "weighting": "uniform",
+        "weighting": "truncated_snr",  # or min_snr, uniform; with the last the demo learned one axis of colour only
         "low_res_factor": 0,  # > 0: super-resolution by this factor
         "max_noise_level": 0.3,
     }
@@ -77,7 +77,7 @@ def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
         "steps": 1500,
         "batch_size": 16,
         "optimizer": "adamw",
-        "learning_rate": 3e-3,
+        "learning_rate": 1e-3,
         "warmup_steps": 50,
         "adam_b2": 0.99,
         "weight_decay": 1e-4,

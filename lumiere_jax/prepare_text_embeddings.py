@@ -28,12 +28,13 @@ from jaxtyping import Array, Float, Int32
 from ml_collections import config_flags
 
 from lumiere_jax.checkpoints.checkpointing import CheckpointError
+from lumiere_jax.checkpoints.imported_unet import is_imported_unet
 from lumiere_jax.checkpoints.run_directory import RunDirectory
 from lumiere_jax.data.open_dataset import open_dataset
 from lumiere_jax.distributed import mesh as meshes
 from lumiere_jax.distributed import partitioning, platform
 from lumiere_jax.text import embedding_store
-from lumiere_jax.text.load_t5 import load_t5_encoder
+from lumiere_jax.text.load_t5 import find_tokenizer, load_t5_encoder
 from lumiere_jax.text.t5x_adapter import T5XEncoder, import_network
 from lumiere_jax.text.tokenizer import Tokenizer
 from lumiere_jax.train_setup import captions_of
@@ -70,9 +71,7 @@ def prepare_text_embeddings(
         import_network()  # says now, not after the weights are read, that t5x is absent
     checkpoint, tokenizer, text = _find_text_encoder(config)
     captions = [caption for dataset in open_dataset(config.dataset) for caption in captions_of(dataset)]
-    tokenizer.encode(
-        captions, text.length
-    )  # a caption that is too long is an error now, not after the weights are read
+    tokenizer.encode(captions, text.length)  # a caption that is too long is an error now, before the weights are read
 
     text_encoder = load_t5_encoder(checkpoint, sharding=lambda name: NamedSharding(mesh, _spread(name)))
     if tokenizer.vocab_size > text_encoder.config.vocab_size:
@@ -109,22 +108,24 @@ def _find_text_encoder(
     config: ml_collections.ConfigDict,
 ) -> tuple[str | pathlib.Path, Tokenizer, ml_collections.ConfigDict]:
     """Where the config's text encoder lies, its tokenizer, and the config's `text` with all of its fields."""
-    if config.text.get("checkpoint") and config.text.get("tokenizer"):
-        return config.text.checkpoint, Tokenizer.load(config.text.tokenizer), config.text
-    if not config.get("init_from"):
+    init_from, checkpoint = config.get("init_from"), config.text.get("checkpoint")
+    if init_from and not is_imported_unet(init_from):
+        image = RunDirectory(init_from)
+        image_config, tokenizer = image.read_config(), image.read_tokenizer()
+        if image_config is None or tokenizer is None:
+            raise CheckpointError(
+                f"init_from={init_from} is no run directory: it has no config.json or tokenizer.model"
+            )
+        if imported := image.read_references().text_encoder:
+            return checkpoint or imported.path, tokenizer, image_config.text
+        with image.checkpoints() as manager:
+            return image.text_encoder(manager.latest_step() or 0), tokenizer, image_config.text
+    if not checkpoint:
         raise ValueError(
             "the config names no text encoder: give text.checkpoint and text.tokenizer, or for a stage over an image "
             "model init_from. (A text encoder that is trained with its image model has no embeddings ahead of time.)"
         )
-    image = RunDirectory(config.init_from)
-    image_config, tokenizer = image.read_config(), image.read_tokenizer()
-    if image_config is None or tokenizer is None:
-        raise CheckpointError(
-            f"init_from={config.init_from} is no run directory: it has no config.json or tokenizer.model"
-        )
-    with image.checkpoints() as manager:
-        step = manager.latest_step() or 0
-    return image.text_encoder(step), tokenizer, image_config.text
+    return checkpoint, Tokenizer.load(find_tokenizer(checkpoint, config.text.tokenizer)), config.text
 
 
 def _spread(name: str) -> P:

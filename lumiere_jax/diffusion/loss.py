@@ -25,7 +25,7 @@ def diffusion_loss(
       key: draws the times and the noise.
       schedule: relates t to alpha and sigma.
       objective: what the denoiser predicts: "epsilon", "x0" or "v" (not from the paper).
-      weighting: "uniform" or "min_snr", see `loss_weight` (not from the paper).
+      weighting: "uniform", "min_snr" or "truncated_snr", see `loss_weight` (not from the paper).
 
     Returns:
       the loss (the mean over clips), the loss of each clip, and each clip's time.
@@ -80,29 +80,35 @@ def stratified_times(key: PRNGKeyArray, batch: int) -> Float[Array, " {batch}"]:
 
 
 def loss_weight(
-    log_snr: Float[Array, "*shape"], objective: str, weighting: str, min_snr_gamma: float = 5.0
+    log_snr: Float[Array, "*shape"], objective: str, weighting: str, gamma: float = 5.0
 ) -> Float[Array, "*shape"]:
     """The factor on a clip's mean squared error (not from the paper).
 
     "uniform" is 1 whatever the objective. "min_snr" weighs the error of the clean clip by min(SNR, gamma) (Hang et al.
     2023, section 3.4); said of the prediction that is min(SNR, gamma) for x0, min(1, gamma / SNR) for epsilon and
-    min(SNR, gamma) / (SNR + 1) for v.
+    min(SNR, gamma) / (SNR + 1) for v. "truncated_snr" weighs it by max(SNR, 1) (Salimans & Ho 2022, section 4), but by
+    gamma at most: noisy clips count in full; clean ones, whose errors are small, more.
 
     Raises:
-      ValueError: if objective or weighting is unknown.
+      ValueError: if objective or weighting is unknown, or for "truncated_snr" of epsilon: where hardly any signal is
+        left, there is no bound to that weight.
     """
     match weighting, objective:
         case "uniform", "epsilon" | "x0" | "v":
             return jnp.ones_like(log_snr)
         case "min_snr", "epsilon":
-            return jnp.minimum(1.0, min_snr_gamma * jnp.exp(-log_snr))
+            return jnp.minimum(1.0, gamma * jnp.exp(-log_snr))
         case "min_snr", "x0":
-            return jnp.minimum(jnp.exp(log_snr), min_snr_gamma)
+            return jnp.minimum(jnp.exp(log_snr), gamma)
         case "min_snr", "v":
             # SNR / (SNR + 1) is a sigmoid: no overflow at a clean clip's infinite log-SNR.
-            return jnp.minimum(jax.nn.sigmoid(log_snr), min_snr_gamma * jax.nn.sigmoid(-log_snr))
+            return jnp.minimum(jax.nn.sigmoid(log_snr), gamma * jax.nn.sigmoid(-log_snr))
+        case "truncated_snr", "x0":
+            return jnp.clip(jnp.exp(log_snr), 1.0, gamma)
+        case "truncated_snr", "v":
+            return jnp.clip(jnp.exp(log_snr), 1.0, gamma) * jax.nn.sigmoid(-log_snr)
         case _:
             raise ValueError(
-                f'weighting must be "uniform" or "min_snr" and objective "epsilon", "x0" or "v", '
-                f"got weighting={weighting!r}, objective={objective!r}"
+                'weighting must be "uniform", "min_snr" or (not for epsilon) "truncated_snr" and objective "epsilon", '
+                f'"x0" or "v", got weighting={weighting!r}, objective={objective!r}'
             )

@@ -113,6 +113,24 @@ def test_weights_are_finite_at_the_ends_of_time():
         np.testing.assert_allclose(loss_weight(log_snr, objective, "min_snr"), expected[objective], atol=1e-30)
 
 
+def test_truncated_weights_are_of_the_clean_clips_error():
+    """Whatever is predicted, the loss is clip(SNR, 1, 5) times the mean squared error of the clean clip."""
+    schedule = CosineSchedule()
+    x0, epsilon = np.random.default_rng(4).normal(size=(2, *SHAPE)).astype(np.float32)
+    t = jnp.array([0.1, 0.3, 0.6, 0.9])
+    alpha, sigma = (np.asarray(c)[:, None, None, None, None] for c in schedule.alpha_sigma(t))
+    wrong_x0 = x0 + 0.1
+    wrong_v = (alpha * (alpha * x0 + sigma * epsilon) - wrong_x0) / sigma
+    snr = (alpha / sigma).ravel() ** 2
+    assert snr[0] > 5 > snr[1] > 1 > snr[2]
+    for objective, prediction in (("x0", wrong_x0), ("v", wrong_v)):
+        weighted = functools.partial(diffusion_loss_at, schedule=schedule, objective=objective)
+        _, per_clip = weighted(lambda x, t, p=prediction: p, x0, t, epsilon, weighting="truncated_snr")
+        np.testing.assert_allclose(per_clip, np.clip(snr, 1, 5) * 0.01, rtol=1e-3)
+    with pytest.raises(ValueError, match="not for epsilon"):
+        loss_weight(jnp.zeros(1), "epsilon", "truncated_snr")
+
+
 def test_errors():
     x0, t = jnp.zeros(SHAPE), jnp.full(4, 0.5)
     with pytest.raises(ValueError, match="weighting='snr', objective='v'"):
