@@ -116,7 +116,7 @@ def test_weights_are_finite_at_the_ends_of_time():
 def test_truncated_weights_are_of_the_clean_clips_error():
     """Whatever is predicted, the loss is clip(SNR, 1, 5) times the mean squared error of the clean clip."""
     schedule = CosineSchedule()
-    x0, epsilon = np.random.default_rng(4).normal(size=(2, *SHAPE)).astype(np.float32)
+    x0, epsilon = jnp.asarray(np.random.default_rng(4).normal(size=(2, *SHAPE)), jnp.float32)
     t = jnp.array([0.1, 0.3, 0.6, 0.9])
     alpha, sigma = (np.asarray(c)[:, None, None, None, None] for c in schedule.alpha_sigma(t))
     wrong_x0 = x0 + 0.1
