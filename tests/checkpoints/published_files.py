@@ -1,6 +1,6 @@
 """Tiny random models written the way the published ones are: diffusers' and Hugging Face's names and layouts.
 
-Independent of the importers: the names are spelt out here the other way round.
+Independent of the importers: the names are spelt the other way round, diffusers' by `tests/goldens/make_tiny_if.py`.
 """
 
 import json
@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import safetensors.numpy
 from flax import nnx, traverse_util
+from make_tiny_if import diffusers_config, diffusers_name
 
 from lumiere_jax.models.unet2d import UNet2D, UNet2DConfig
 from lumiere_jax.text.t5_encoder import T5Config, T5Encoder
@@ -26,41 +27,9 @@ UNET = UNet2DConfig(
     cross_attention_dim=32,
     text_pooling_heads=2,
 )
-DIFFUSERS_CONFIG = {
-    "_class_name": "UNet2DConditionModel",
-    "act_fn": "gelu",
-    "addition_embed_type": "text",
-    "addition_embed_type_num_heads": 2,
-    "attention_head_dim": 8,
-    "block_out_channels": [8, 16],
-    "class_embed_type": None,
-    "cross_attention_dim": 32,
-    "cross_attention_norm": "group_norm",
-    "down_block_types": ["ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"],
-    "encoder_hid_dim": 16,
-    "in_channels": 3,
-    "layers_per_block": 1,
-    "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
-    "norm_num_groups": 4,
-    "out_channels": 6,
-    "resnet_time_scale_shift": "scale_shift",
-    "up_block_types": ["SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"],
-}
+DIFFUSERS_CONFIG = diffusers_config(UNET)
 T5 = T5Config(vocab_size=512, emb_dim=16, num_heads=2, num_layers=2, head_dim=8, mlp_dim=24)
 
-_DIFFUSERS_NAMES = (
-    (r"^(down|up)/(\d+)/layers/(\d+)/resnet/", r"\1_blocks.\2.resnets.\3."),
-    (r"^(down|up)/(\d+)/layers/(\d+)/attention/", r"\1_blocks.\2.attentions.\3."),
-    (r"^(down|up)/(\d+)/resize/resnet/", r"\1_blocks.\2.\1samplers.0."),
-    (r"^middle/resnet_([01])/", r"mid_block.resnets.\1."),
-    (r"^middle/attention/", "mid_block.attentions.0."),
-    (r"^text_pooling/(norm1|norm2|proj)/", r"add_embedding.\1."),
-    (r"^text_pooling/", "add_embedding.pool."),
-    (r"^noise_level_embedding/", "class_embedding."),
-    (r"to_out/", "to_out.0."),
-    (r"(^|[/.])(kernel|scale)$", ".weight"),
-    (r"/", "."),
-)
 _T5_NAMES = (
     (r"^token_embedder/embedding$", "shared.weight"),
     (r"^encoder/encoder_norm/scale$", "encoder.final_layer_norm.weight"),
@@ -97,7 +66,7 @@ def as_diffusers(parameters: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     tensors = {}
     for name, array in parameters.items():
         is_kernel = name.endswith("kernel")
-        tensors[_renamed(name, _DIFFUSERS_NAMES)] = np.ascontiguousarray(
+        tensors[diffusers_name(name.split("/"))] = np.ascontiguousarray(
             array.transpose(axes[array.ndim]) if is_kernel else array
         )
     return tensors
@@ -107,13 +76,13 @@ def as_hugging_face(parameters: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """T5X's names and layouts -> Hugging Face's."""
     as_stored = ("scale", "token_embedder/embedding")
     return {
-        _renamed(name, _T5_NAMES): array if name.endswith(as_stored) else np.ascontiguousarray(array.T)
+        _hugging_face_name(name): array if name.endswith(as_stored) else np.ascontiguousarray(array.T)
         for name, array in parameters.items()
     }
 
 
-def _renamed(name: str, patterns: tuple[tuple[str, str], ...]) -> str:
-    for pattern, replacement in patterns:
+def _hugging_face_name(name: str) -> str:
+    for pattern, replacement in _T5_NAMES:
         name = re.sub(pattern, replacement, name)
     return name
 

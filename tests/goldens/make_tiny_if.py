@@ -11,6 +11,7 @@ import argparse
 import json
 import pathlib
 import re
+from collections.abc import Sequence
 
 import numpy as np
 from flax import nnx, traverse_util
@@ -41,7 +42,7 @@ _CAPTIONS = (
 )
 
 
-def diffusers_name(path: tuple[str | int, ...]) -> str:
+def diffusers_name(path: Sequence[str | int]) -> str:
     """`('down', 1, 'layers', 0, 'resnet', 'conv1', 'kernel')` -> `down_blocks.1.resnets.0.conv1.weight`."""
     name = ".".join(map(str, path))
     for pattern, replacement in _DIFFUSERS_NAMES:
