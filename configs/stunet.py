@@ -67,7 +67,7 @@ def inflated(image: ml_collections.ConfigDict, variant: str) -> ml_collections.C
     }
     config.diffusion = image.diffusion
     config.training = image.training.copy_and_resolve_references()
-    config.training.update({"steps": 650, "batch_size": 2, "learning_rate": 2e-3, "preview_every": 650})
+    config.training.update({"steps": 900, "batch_size": 2, "learning_rate": 1e-3, "preview_every": 900})
     config.training.update({"checkpoint_every": 200, "validate_every": 100, "validation_clips": 8, "log_every": 20})
     config.sampling = image.sampling.copy_and_resolve_references()
     config.mesh = {"data": -1, "rows": 1}

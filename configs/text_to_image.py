@@ -74,7 +74,7 @@ def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
         "max_noise_level": 0.3,
     }
     config.training = {
-        "steps": 1500,
+        "steps": 2000,
         "batch_size": 16,
         "optimizer": "adamw",
         "learning_rate": 1e-3,
@@ -89,7 +89,7 @@ def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
         "log_every": 50,
         "validate_every": 250,
         "validation_clips": 16,
-        "preview_every": 1500,
+        "preview_every": 2000,
     }
     config.sampling = {
         # DeepFloyd IF's stage I: ddpm, 100 steps, leading, learned_range, guidance 7, dynamic.
