@@ -25,6 +25,7 @@ from lumiere_jax.checkpoints.run_directory import (
 )
 from lumiere_jax.data.input_pipeline import Record
 from lumiere_jax.diffusion import low_resolution, noise_schedule
+from lumiere_jax.diffusion.loss import loss_weight
 from lumiere_jax.distributed import partitioning
 from lumiere_jax.models.unet2d import UNet2D, UNet2DConfig
 from lumiere_jax.text.embedding_store import EmbeddingStore, made_with
@@ -57,6 +58,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     if factor < 0:
         raise ValueError(f"diffusion.low_res_factor={factor} must not be negative")
     objective = make_objective(config)
+    loss_weight(jnp.zeros(()), objective.prediction, objective.weighting)  # raises if they do not go together
     if factor:
         low_resolution.check_level("diffusion.max_noise_level", config.diffusion.max_noise_level, objective.schedule)
     if "temporal" in config and config.image_model.pretrained and not config.init_from:

@@ -210,8 +210,8 @@ def test_unknown_config_field(tmp_path):
 def test_continuing_under_another_config(base, data_dir):
     workdir, _ = base
     before = final_state(workdir)
-    config = test_config(stunet, data_dir, learning_rate=1e-3)
-    with pytest.raises(ValueError, match=r"training.learning_rate: 0.002 when it was started, 0.001 now"):
+    config = test_config(stunet, data_dir, learning_rate=5e-4)
+    with pytest.raises(ValueError, match=r"training.learning_rate: 0.001 when it was started, 0.0005 now"):
         train.train(config, workdir)
     assert final_state(workdir) == before
 
@@ -240,6 +240,7 @@ def test_backbone_that_is_inflated_itself(base, data_dir, tmp_path):
         ("sampling.variance", "learned_range", "6 output channels, .* this one has 3"),
         ("sampling.threshold", "clip", "threshold='clip': use one of"),
         ("diffusion.low_res_factor", 3, "low_res_factor=3 does not divide clip.size=16"),
+        ("diffusion.prediction", "epsilon", "weighting=.truncated_snr., objective=.epsilon."),
         ("text.checkpoint", "t5", "text.tokenizer=''"),
         ("dataset.name", "imagenet", "dataset.name='imagenet'"),
         ("text.length", 3, "the limit is 3"),

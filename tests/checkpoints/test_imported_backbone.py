@@ -57,7 +57,8 @@ def config_over(imported, data_dir):
     config.dataset.data_dir = str(data_dir)
     config.init_from = str(imported / "unet")
     config.text.update({"checkpoint": str(imported / "t5"), "length": 64})
-    config.diffusion.update({"schedule": "discrete_cosine", "prediction": "epsilon", "log_snr_shift": 0.0})
+    config.diffusion.update({"schedule": "discrete_cosine", "prediction": "epsilon", "weighting": "uniform"})
+    config.diffusion.log_snr_shift = 0.0
     config.training.update({"steps": 2, "preview_every": 0})
     return config
 
