@@ -79,15 +79,14 @@ def prepare_text_embeddings(
             f"the tokenizer has {tokenizer.vocab_size} tokens, the text encoder {checkpoint} has "
             f"{text_encoder.config.vocab_size}: give the tokenizer that belongs to it"
         )
-    padding_sees_tokens = text.get("padding_sees_tokens", False)
-    facts = embedding_store.made_with(text_encoder, tokenizer, text.length, padding_sees_tokens)
+    facts = embedding_store.made_with(text_encoder, tokenizer, text.length, text.padding_sees_tokens)
     encoder = text_encoder
     if implementation == "t5x":
         encoder = T5XEncoder(nnx.to_pure_dict(nnx.state(text_encoder)))
 
     @jax.jit
     def embed(encoder: nnx.Module, tokens: Array) -> Array:
-        return encoder(tokens, padding_sees_tokens=padding_sees_tokens)
+        return encoder(tokens, padding_sees_tokens=text.padding_sees_tokens)
 
     def encode(tokens: Int32[np.ndarray, "batch tokens"]) -> Float[np.ndarray, "batch tokens text_dim"]:
         return np.asarray(embed(encoder, partitioning.shard_batch(mesh, tokens)))

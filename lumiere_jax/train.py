@@ -76,7 +76,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Non
     text_to_video = functools.partial(
         TextToVideo,
         dtype=jnp.dtype(config.compute_dtype),
-        padding_sees_tokens=config.text.get("padding_sees_tokens", False),
+        padding_sees_tokens=config.text.padding_sees_tokens,
     )
     # Where the embeddings were made ahead of time, the text encoder stays in the host's memory, for previews.
     model = text_to_video(None if embeddings else text_encoder, build_unet(config, prepared.image_unet))

@@ -281,7 +281,7 @@ def open_embeddings(
     if not fields.get("embeddings"):
         return None
     store = EmbeddingStore(fields.embeddings)
-    facts = made_with(text_encoder, tokenizer, fields.length, fields.get("padding_sees_tokens", False))
+    facts = made_with(text_encoder, tokenizer, fields.length, fields.padding_sees_tokens)
     store.check(facts, {caption for dataset in datasets for caption in captions_of(dataset)})
     return store
 

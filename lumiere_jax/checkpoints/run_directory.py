@@ -172,8 +172,13 @@ def _steps(directory: pathlib.Path) -> list[int]:
 
 
 def config_from_json(fields: dict[str, Any]) -> ml_collections.ConfigDict:
-    """The config that `to_json_best_effort` wrote."""
-    return ml_collections.ConfigDict(_as_tuples(fields))
+    """The config that `to_json_best_effort` wrote, with what it lacks because it was written by an older version.
+
+    Before there was `text.padding_sees_tokens`, and with it embeddings ahead of time, all text was encoded as T5X does.
+    """
+    fields = _as_tuples(fields)
+    fields["text"] = {"padding_sees_tokens": False} | fields["text"]
+    return ml_collections.ConfigDict(fields)
 
 
 def _as_tuples(node: Any) -> Any:
@@ -351,8 +356,6 @@ def load_run(
         _, restored = manager.restore({"average": {"unet": trained}}, step, partial=True)
     text_encoder, text_reference = load_text_encoder(directory, step, moved_to=text_checkpoint)
     unet = nnx.merge(graphdef, restored["average"]["unet"], frozen)
-    padding_sees_tokens = config.text.get("padding_sees_tokens", False)
-    model = TextToVideo(
-        text_encoder, unet, dtype=jnp.dtype(config.compute_dtype), padding_sees_tokens=padding_sees_tokens
-    )
+    dtype, padding_sees_tokens = jnp.dtype(config.compute_dtype), config.text.padding_sees_tokens
+    model = TextToVideo(text_encoder, unet, dtype=dtype, padding_sees_tokens=padding_sees_tokens)
     return Run(config, tokenizer, model, step, directory.path, References(unet_reference, text_reference))

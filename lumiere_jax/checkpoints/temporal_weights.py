@@ -137,6 +137,6 @@ def load_temporal(
     arrays = safetensors_files.open_arrays(path)
     check_parameters(traverse_util.flatten_dict(nested(arrays)), traverse_util.flatten_dict(temporal))
     temporal = nested({name: jnp.asarray(array.load()) for name, array in arrays.items()})
-    unet, padding_sees_tokens = nnx.merge(graphdef, temporal, frozen), config.text.get("padding_sees_tokens", False)
+    unet, padding_sees_tokens = nnx.merge(graphdef, temporal, frozen), config.text.padding_sees_tokens
     model = TextToVideo(image.text_encoder, unet, dtype=dtype, padding_sees_tokens=padding_sees_tokens)
     return Run(config, image.tokenizer, model, int(metadata["step"]), pathlib.Path(path), image.references)

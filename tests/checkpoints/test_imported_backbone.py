@@ -95,6 +95,15 @@ def test_a_run_refers_to_what_was_imported(imported, trained):
     assert clip(run).shape == (1, 4, 16, 16, 3)
 
 
+@pytest.mark.parametrize("padding_sees_tokens", [True, False])
+def test_how_text_is_encoded_for_an_imported_unet_is_the_configs(imported, data_dir, tmp_path, padding_sees_tokens):
+    config = config_over(imported, data_dir)
+    config.text.update({"padding_sees_tokens": padding_sees_tokens, "length": 40})
+    prepared = train_setup.prepare_inflation(config, RunDirectory(tmp_path), make_mesh(**config.mesh), train.train)
+    assert prepared.config.text.padding_sees_tokens == padding_sees_tokens
+    assert prepared.config.text.length == 40
+
+
 def test_imported_weights_that_were_moved(imported, data_dir, trained, tmp_path, capsys):
     workdir, moved = shutil.copytree(trained, tmp_path / "run"), shutil.copytree(imported, tmp_path / "moved")
     file = workdir / "config.json"
@@ -132,7 +141,9 @@ def test_other_weights_are_refused(imported, data_dir, trained, tmp_path):
         train.train(config, trained)
     config = config_over(imported, data_dir)
     config.text.length = 65
-    with pytest.raises(ValueError, match=r"text\.length: 64 when it was started, 65 now"):
+    config.text.padding_sees_tokens = False
+    changed = r"text\.length: 64 when it was started, 65 now\n +text\.padding_sees_tokens: True when .*, False now"
+    with pytest.raises(ValueError, match=changed):
         train.train(config, trained)
     assert (trained / "config.json").read_bytes() == before
 
