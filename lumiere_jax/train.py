@@ -68,7 +68,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Non
     config, tokenizer, text_encoder = prepared.config, prepared.tokenizer, prepared.text_encoder
     check_captions(tokenizer, config.text.length, train_set, validation_set)
     sampling_settings(config)  # raises now, not at the first preview
-    embeddings = open_embeddings(config, tokenizer, text_encoder, train_set, validation_set)
+    embeddings = open_embeddings(prepared, train_set, validation_set)
     check_same_run(run_dir.read_config(), config)
     print(f"=== {config.name} in {run_dir.path} ===", flush=True)
 
