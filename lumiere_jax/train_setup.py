@@ -1,10 +1,10 @@
-"""What a training run needs before its first step: checks, text encoder, frozen image model, optimiser."""
+"""What a training run needs before its first step: checks, text encoder, frozen image model, optimiser, batches."""
 
 import dataclasses
 import importlib.metadata
 import platform
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -24,7 +24,7 @@ from lumiere_jax.checkpoints.run_directory import (
     load_text_encoder,
     text_encoder_sha256,
 )
-from lumiere_jax.data.input_pipeline import Record
+from lumiere_jax.data.input_pipeline import EncodeCaption, Record, make_batches
 from lumiere_jax.diffusion import low_resolution, noise_schedule
 from lumiere_jax.diffusion.loss import loss_weight
 from lumiere_jax.distributed import partitioning
@@ -286,6 +286,41 @@ def open_embeddings(prepared: Prepared, *datasets: Sequence[Record]) -> Embeddin
     facts = made_with(sha256, text_dim, prepared.tokenizer, fields.length, fields.padding_sees_tokens)
     store.check(facts, {caption for dataset in datasets for caption in captions_of(dataset)})
     return store
+
+
+def caption_encoder(
+    config: ml_collections.ConfigDict, tokenizer: Tokenizer, embeddings: EmbeddingStore | None
+) -> EncodeCaption:
+    """Captions to what the train step gets of them: token ids, or stored embeddings."""
+    if embeddings:
+        return lambda captions: {"text": embeddings.embeddings(captions)}
+    return lambda captions: {"text": tokenizer.encode(captions, config.text.length)[0]}
+
+
+def batches_of(
+    config: ml_collections.ConfigDict,
+    encode_caption: EncodeCaption,
+    dataset: Sequence[Record],
+    batch_size: int,
+    start_step: int = 0,
+    caption_dropout: float = 0.0,
+) -> Iterator[dict]:
+    """This host's batches of `config.clip`, from step `start_step` on; see `make_batches`."""
+    return make_batches(
+        dataset,
+        batch_size=batch_size,
+        frames=config.clip.frames,
+        fps=config.clip.fps,
+        size=config.clip.size,
+        seed=config.seed,
+        start_step=start_step,
+        caption_dropout=caption_dropout,
+        encode_caption=encode_caption,
+        num_threads=config.dataset.threads,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        cache_bytes=config.dataset.cache_bytes,
+    )
 
 
 def captions_of(dataset: Sequence[Record]) -> list[str]:
