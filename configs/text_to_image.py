@@ -75,7 +75,9 @@ def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
         # epsilon, x0 or v. The demo's thin layers find it easier to draw the clean picture than to pass the noise on:
         # after 400 steps x0 gives smooth backgrounds, where v gave speckle after 1500.
         "prediction": "x0",
-        "weighting": "truncated_snr",  # or min_snr, uniform; with the last the demo learned one axis of colour only
+        # Or min_snr, uniform. Error of x0 at log-SNR 6 after 300 steps, one run each: 0.013 as here, 0.026 with
+        # learning rate 3e-3, 0.025 with uniform (and gradients clipped at 0.1, so not by the weighting alone).
+        "weighting": "truncated_snr",
         "low_res_factor": 0,  # > 0: super-resolution by this factor
         "max_noise_level": 0.3,
     }

@@ -66,7 +66,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Non
     config, tokenizer, text_encoder = prepared.config, prepared.tokenizer, prepared.text_encoder
     check_captions(tokenizer, config.text.length, train_set, validation_set)
     sampling_settings(config)  # raises now, not at the first preview
-    embeddings = open_embeddings(config, tokenizer, text_encoder, train_set, validation_set)
+    embeddings = open_embeddings(prepared, train_set, validation_set)
     check_same_run(run_dir.read_config(), config)
     print(f"=== {config.name} in {run_dir.path} ===", flush=True)
 
@@ -74,7 +74,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Non
     text_to_video = functools.partial(
         TextToVideo,
         dtype=jnp.dtype(config.compute_dtype),
-        padding_sees_tokens=config.text.get("padding_sees_tokens", False),
+        padding_sees_tokens=config.text.padding_sees_tokens,
     )
     # Where the embeddings were made ahead of time, the text encoder stays in the host's memory, for previews.
     model = text_to_video(None if embeddings else text_encoder, build_unet(config, prepared.image_unet))
