@@ -40,8 +40,9 @@ setup(
         "tqdm",
     ],
     extras_require={
-        "test": ["beartype", "pytest", "pytest-xdist", "ruff", "setuptools"],
+        "test": ["beartype", "matplotlib", "pytest", "pytest-xdist", "ruff", "setuptools"],
         "app": ["gradio"],
+        "benchmarks": ["matplotlib"],
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],
         "tf": ["tensorflow"],  # to prepare TFDS's stock data sets; training and sampling never import it
