@@ -115,6 +115,7 @@ def draw_curves(all_curves: dict[str, Curves]) -> Figure:
             axis.fill_between(steps, losses.min(0), losses.max(0), color=line.get_color(), alpha=0.2)
         axis.axhline(curves["identity"][0].image_model_loss, color="grey", linestyle="--", label="image model")
         axis.set(title=name, xlabel="training step", ylabel="validation loss", xscale="symlog", yscale="log")
+        axis.set_xlim(left=0)
         axis.legend()
     return figure
 
