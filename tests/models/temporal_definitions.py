@@ -6,6 +6,7 @@
 import math
 
 import numpy as np
+import scipy.special
 from flax import nnx
 
 
@@ -17,14 +18,12 @@ def parameters(module):
 
 def space_convolution(p, x):
     """Every frame by itself; pixels outside it count as zero."""
-    batch, frames, height, width, _ = x.shape
+    height, width = x.shape[2:4]
     size = len(p["kernel"])
-    y = np.zeros((batch, frames, height, width, p["kernel"].shape[-1])) + p["bias"]
-    for row, column, i, j in np.ndindex(height, width, size, size):
-        r, c = row + i - size // 2, column + j - size // 2
-        if 0 <= r < height and 0 <= c < width:
-            y[:, :, row, column] += np.einsum("bti,io->bto", x[:, :, r, c], p["kernel"][i, j])
-    return y
+    edge = (size // 2, size // 2)
+    padded = np.pad(x, ((0, 0), (0, 0), edge, edge, (0, 0)))
+    taps = np.ndindex(size, size)
+    return p["bias"] + sum(padded[:, :, i : i + height, j : j + width] @ p["kernel"][i, j] for i, j in taps)
 
 
 def time_convolution(p, x):
@@ -34,7 +33,7 @@ def time_convolution(p, x):
     for frame, tap in np.ndindex(frames, taps):
         source = frame + tap - taps // 2
         if 0 <= source < frames:
-            y[:, frame] += np.einsum("bhwi,io->bhwo", x[:, source], p["kernel"][tap])
+            y[:, frame] += x[:, source] @ p["kernel"][tap]
     return y
 
 
@@ -49,11 +48,11 @@ def group_normalisation(p, x, groups):
 
 
 def activation(name, x):
-    return x * (0.5 + 0.5 * np.vectorize(math.erf)(x / math.sqrt(2))) if name == "gelu" else x / (1 + np.exp(-x))
+    return x * (0.5 + 0.5 * scipy.special.erf(x / math.sqrt(2))) if name == "gelu" else x / (1 + np.exp(-x))
 
 
 def linear(p, x):
-    return np.einsum("...i,io->...o", x, p["kernel"]) + p["bias"]
+    return x @ p["kernel"] + p["bias"]
 
 
 def time_attention(p, x, head_dim):
