@@ -2,16 +2,15 @@
 
 import pathlib
 
-import jax
 import pytest
 from flax import nnx
+from random_unets import abstract_unet
 
 from configs import deepfloyd_if, ssr, stunet
 from lumiere_jax import train
 from lumiere_jax.models import parameter_partition
-from lumiere_jax.models.stunet import inflate
 from lumiere_jax.models.temporal import TemporalConfig, TemporalParam
-from lumiere_jax.models.unet2d import UNet2D, UNet2DConfig
+from lumiere_jax.models.unet2d import UNet2DConfig
 
 DOCUMENT = pathlib.Path(__file__).parent.parent / "docs" / "pretrained_weights.md"
 # variant: parameters of the published image model, and of the temporal layers over it.
@@ -24,13 +23,6 @@ COUNTS = {
 }
 
 
-class OneKey(nnx.Rngs):
-    """Draws every parameter alike: real streams count their draws, which takes nnx a minute while shapes are traced."""
-
-    def params(self):
-        return jax.random.key(0)
-
-
 def get_config(variant):
     return (stunet if variant in deepfloyd_if.STAGE_1 else ssr).get_config(variant)
 
@@ -38,11 +30,8 @@ def get_config(variant):
 def count(unet_fields, temporal_fields):
     """Numbers of parameters of the image model and of the temporal layers."""
 
-    def build():
-        unet = UNet2D(UNet2DConfig(**unet_fields), rngs=OneKey(0))
-        return inflate(unet, TemporalConfig(**temporal_fields), rngs=OneKey(0))
-
-    _, temporal, spatial = nnx.split(nnx.eval_shape(build), TemporalParam, ...)
+    unet = abstract_unet(UNet2DConfig(**unet_fields), TemporalConfig(**temporal_fields))
+    _, temporal, spatial = nnx.split(unet, TemporalParam, ...)
     return tuple(parameter_partition.count(nnx.to_pure_dict(part)) for part in (spatial, temporal))
 
 

@@ -6,35 +6,16 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from random_unets import abstract_unet, randomised
+from random_unets import randomised, smallest_stunet
 
 from configs import stunet
 from lumiere_jax.diffusion.noise_schedule import CosineSchedule
 from lumiere_jax.models import parameter_partition
-from lumiere_jax.models.temporal import TemporalConfig
 from lumiere_jax.models.text_to_video import TextToVideo
-from lumiere_jax.models.unet2d import UNet2DConfig
 from lumiere_jax.train_setup import make_optimizer
 from lumiere_jax.train_step import Batch, Objective, create_state, train_step
 
 OBJECTIVE = Objective(CosineSchedule())
-TEMPORAL = TemporalConfig(strides=(2,), norm_groups=2, attention_head_dim=4)
-
-
-def two_levels(widths, **fields):
-    """The smallest STUNet that has every kind of temporal layer."""
-    image = UNet2DConfig(
-        block_out_channels=widths,
-        layers_per_block=(1, 1),
-        cross_attention=(False, True),
-        attention_head_dim=4,
-        norm_num_groups=2,
-        text_dim=8,
-        cross_attention_dim=32,
-        text_pooling_heads=2,
-        **fields,
-    )
-    return TextToVideo(None, abstract_unet(image, TEMPORAL))
 
 
 def batch(clips, frames, size):
@@ -52,9 +33,7 @@ def step_function(graphdef, optimizer):
 @pytest.mark.usefixtures("float64")
 def test_gradients_of_every_temporal_parameter():
     """Against central differences of the whole loss along a random direction in each parameter array."""
-    model = two_levels((4, 8))
-    model.unet = randomised(model.unet)
-    model.dtype = jnp.dtype("float64")
+    model = TextToVideo(None, randomised(smallest_stunet()), dtype=jnp.dtype("float64"))
     graphdef, trained, frozen = parameter_partition.split(model)
     clips = batch(2, 3, 4)
     # With this optimiser what a step takes off the parameters is their gradient.
@@ -85,7 +64,7 @@ def test_gradients_of_every_temporal_parameter():
 
 def test_frozen_parameters_have_no_optimiser_slots():
     optimizer = make_optimizer(stunet.get_config("test").training)
-    _, trained, frozen = parameter_partition.split(two_levels((4, 8)))
+    _, trained, frozen = parameter_partition.split(smallest_stunet())
     state = jax.eval_shape(lambda parameters: create_state(parameters, optimizer), trained)
     slots = [leaf for leaf in jax.tree.leaves(state.optimizer) if leaf.shape]
     # AdamW: two numbers for every trained parameter, and counts of steps.
@@ -112,7 +91,7 @@ def test_the_compiler_counts_convolutions():
 
 def test_the_frozen_part_costs_no_weight_gradients():
     """Wide enough that convolutions and products with weights are nearly all of the work, as they are at full size."""
-    model = two_levels((64, 128))
+    model = TextToVideo(None, smallest_stunet((64, 128)))
     clips = Batch(jax.ShapeDtypeStruct((1, 4, 8, 8, 3), jnp.float32), jax.ShapeDtypeStruct((1, 3, 8), jnp.float32))
     time = jax.ShapeDtypeStruct((1,), jnp.float32)
     partition = parameter_partition.split(model)

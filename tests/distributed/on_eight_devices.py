@@ -9,7 +9,7 @@ import optax
 import pytest
 from flax import nnx
 from jax.sharding import AxisType, PartitionSpec
-from random_unets import abstract_unet, randomised
+from random_unets import randomised, smallest_stunet
 
 from lumiere_jax.checkpoints.checkpointing import load_tree, save_tree
 from lumiere_jax.diffusion.noise_schedule import CosineSchedule
@@ -18,9 +18,7 @@ from lumiere_jax.diffusion.samplers import sample
 from lumiere_jax.distributed.mesh import make_mesh
 from lumiere_jax.distributed.partitioning import batch_sharding, parameter_shardings, replicated, shard_batch
 from lumiere_jax.models import parameter_partition
-from lumiere_jax.models.temporal import TemporalConfig
 from lumiere_jax.models.text_to_video import TextToVideo
-from lumiere_jax.models.unet2d import UNet2DConfig
 from lumiere_jax.train_step import Batch, Objective, create_state, train_step
 
 VIDEO = np.arange(8 * 2 * 6 * 4 * 3, dtype=np.float32).reshape(8, 2, 6, 4, 3)
@@ -123,19 +121,8 @@ SCHEDULE = CosineSchedule()
 
 @functools.cache
 def stunet():
-    """Graph definition, trained and frozen parameters of the smallest STUNet that has every kind of temporal layer."""
-    image = UNet2DConfig(
-        block_out_channels=(4, 8),
-        layers_per_block=(1, 1),
-        cross_attention=(False, True),
-        attention_head_dim=4,
-        norm_num_groups=2,
-        text_dim=8,
-        cross_attention_dim=32,
-        text_pooling_heads=2,
-    )
-    unet = randomised(abstract_unet(image, TemporalConfig(strides=(2,), norm_groups=2, attention_head_dim=4)))
-    return parameter_partition.split(TextToVideo(None, unet))
+    """Graph definition, trained and frozen parameters."""
+    return parameter_partition.split(TextToVideo(None, randomised(smallest_stunet())))
 
 
 def clips():

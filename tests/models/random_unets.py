@@ -48,3 +48,18 @@ def randomised(module, seed=0):
     leaves = nnx.traversals.flatten_mapping(nnx.to_pure_dict(state))
     drawn = {path: draw(path, leaf) for path, leaf in leaves.items()}
     return nnx.merge(graphdef, nnx.traversals.unflatten_mapping(drawn))
+
+
+def smallest_stunet(widths=(4, 8)):
+    """An abstract Space-Time U-Net of two levels: each kind of temporal layer, and as little else as can be."""
+    image = UNet2DConfig(
+        block_out_channels=widths,
+        layers_per_block=(1, 1),
+        cross_attention=(False, True),
+        attention_head_dim=4,
+        norm_num_groups=2,
+        text_dim=8,
+        cross_attention_dim=32,
+        text_pooling_heads=2,
+    )
+    return abstract_unet(image, TemporalConfig(strides=(2,), norm_groups=2, attention_head_dim=4))

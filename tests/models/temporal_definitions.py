@@ -70,7 +70,7 @@ def time_attention(p, x, head_dim):
 
 
 def one_head(q, k, v):
-    """Pairs of channels, as complex numbers, are turned by the frame times a frequency: queries and keys, not values."""
+    """Queries and keys, not values: pairs of channels as complex numbers, turned by the frame times a frequency."""
     frames, width = q.shape
     frequencies = [10_000.0 ** (-2 * pair / width) for pair in range(width // 2)]
     turn = np.exp(1j * np.outer(np.arange(frames), frequencies))

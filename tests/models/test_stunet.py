@@ -211,7 +211,7 @@ def test_only_the_added_parameters_are_trained():
 
 @pytest.mark.parametrize("strides", [(2, 2), (2, 2, 0)])
 def test_wrong_strides_are_refused(strides):
-    with pytest.raises(ValueError, match=r"temporal strides \(2, 2.*give one positive number for each of the 3 spatial"):
+    with pytest.raises(ValueError, match=r"strides \(2, 2.*give one positive number for each of the 3 spatial"):
         inflated(TemporalConfig(strides=strides))
 
 

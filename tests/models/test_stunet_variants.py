@@ -102,15 +102,19 @@ class Calls:
         return [shape for layer, shape in self.shapes if id(layer) in chosen]
 
 
-def predict(unet, frames, height, width):
-    """The shape of a prediction for two clips with 77 tokens."""
+def traced(unet, frames, height, width):
+    """The shape of the prediction for two clips with 77 tokens, and the module whose layers were called for it."""
     config = unet.config
+    graphdef, state = nnx.split(unet)
+    called = []
 
-    def call(video, time, text):
-        return unet(video, time, text, noise_level=time if config.noise_level_embedding else None)
+    def call(state, video, time, text):
+        called.append(nnx.merge(graphdef, state))
+        return called[0](video, time, text, noise_level=time if config.noise_level_embedding else None)
 
     arguments = ((2, frames, height, width, config.in_channels), (2,), (2, 77, config.text_dim))
-    return jax.eval_shape(call, *(jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in arguments)).shape
+    arguments = (jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in arguments)
+    return jax.eval_shape(call, state, *arguments).shape, called[0]
 
 
 @pytest.mark.parametrize(
@@ -118,40 +122,47 @@ def predict(unet, frames, height, width):
     [("if_m", 80, 128, 224), ("if_m", 77, 128, 128), ("if_ii_m", 8, 256, 256), ("small", 80, 128, 128)],
 )
 def test_text_is_worked_on_once_per_clip_and_frames_follow_the_strides(variant, frames, height, width, monkeypatch):
-    stunet_ = zeros(abstract_unet(*full_size(variant)))
     calls = Calls([])
     for kind in (layers.Linear, layers.GroupNorm, layers.LayerNorm, temporal.TemporalAttention, layers.TemporalConv):
         calls.record(monkeypatch, kind)
-    channels = stunet_.config.out_channels
-    assert predict(stunet_, frames, height, width) == (2, frames, height, width, channels)
-    attentions = [module for _, module in nnx.iter_modules(stunet_) if isinstance(module, unet2d.SpatialAttention)]
-    text = {stunet_.encoder_hid_proj: (2, 77, stunet_.config.text_dim)}
-    for attention in attentions:
-        for layer in (attention.norm_cross, attention.add_k_proj, attention.add_v_proj):
-            text[layer] = (2, 77, stunet_.config.cross_attention_dim)
-    pooling = stunet_.text_pooling
-    text |= {pooling.norm1: (2, 77, stunet_.config.text_dim), pooling.q_proj: (2, 1, stunet_.config.text_dim)}
-    text |= {layer: (2, 78, stunet_.config.text_dim) for layer in (pooling.k_proj, pooling.v_proj)}
-    text |= {pooling.proj: (2, stunet_.config.text_dim), pooling.norm2: (2, stunet_.config.embedding_dim)}
-    for layer, shape in text.items():
-        assert calls.of([layer]) == [shape], layer
-    # The paper's Fig. 4a: which frames each level has, on the way down, and on the way up from the coarsest.
+    image, temporal_config = full_size(variant)
+    shape, unet = traced(abstract_unet(image, temporal_config), frames, height, width)
+    assert shape == (2, frames, height, width, image.out_channels)
+    check_text(unet, calls)
+    check_frames(unet, calls, frames, temporal_config.strides)
+
+
+def check_text(unet, calls):
+    """Layers that see the text alone are called once, with two clips and no frames."""
+    width, projected = (2, 77, unet.config.text_dim), (2, 77, unet.config.cross_attention_dim)
+    pooling, with_mean = unet.text_pooling, (2, 78, unet.config.text_dim)
+    expected = [(unet.encoder_hid_proj, width), (pooling.norm1, width)]
+    expected += [
+        (pooling.q_proj, (2, 1, unet.config.text_dim)),
+        (pooling.k_proj, with_mean),
+        (pooling.v_proj, with_mean),
+    ]
+    expected += [(pooling.proj, (2, unet.config.text_dim)), (pooling.norm2, (2, unet.config.embedding_dim))]
+    for _, module in nnx.iter_modules(unet):
+        if isinstance(module, unet2d.SpatialAttention):
+            expected += [(layer, projected) for layer in (module.norm_cross, module.add_k_proj, module.add_v_proj)]
+    assert len(expected) > 10
+    for layer, shape in expected:
+        assert calls.of([layer]) == [shape]
+
+
+def check_frames(unet, calls, frames, strides):
+    """Fig. 4a: fewer frames with every level, and attention over them at the coarsest alone."""
     expected = [frames]
-    for stride in full_size(variant)[1].strides:
+    for stride in strides:
         expected.append(-(-expected[-1] // stride))
-    for path in (stunet_.down, reversed(stunet_.up)):
-        for level, count in zip(path, expected, strict=True):
+    for path in (unet.down, reversed(unet.up)):
+        for number, (level, count) in enumerate(zip(path, expected, strict=True)):
             for block in level.layers:
                 is_convolution = isinstance(block, ConvInflationBlock)
-                assert is_convolution == (level is not stunet_.down[-1] and level is not stunet_.up[0])
+                assert is_convolution == (number < len(strides))
                 seen = calls.of([block.temporal_conv] if is_convolution else block.attentions)
                 assert {shape[1] for shape in seen} == {count}
-
-
-def zeros(unet):
-    """An abstract U-Net as one that can be called while shapes are traced: its parameters are never looked at."""
-    graphdef, state = nnx.split(unet)
-    return nnx.merge(graphdef, jax.tree.map(lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), state))
 
 
 def test_deflate_leaves_no_temporal_parameter():

@@ -56,9 +56,7 @@ def check(actual, expected):
 
 @pytest.mark.parametrize("taps", [1, 3, 5])
 def test_temporal_convolution(taps):
-    conv = randomised(
-        nnx.eval_shape(lambda: TemporalConv(4, 6, kernel_size=taps, param=TemporalParam, rngs=OneKey(0)))
-    )
+    conv = randomised(nnx.eval_shape(lambda: TemporalConv(4, 6, kernel_size=taps, param=TemporalParam, rngs=OneKey(0))))
     x = normal(2, 4, 3, 2, 4)
     check(np.asarray(conv(x)), definitions.time_convolution(definitions.parameters(conv), x))
 
