@@ -29,7 +29,6 @@ def get_config(variant):
 
 def count(unet_fields, temporal_fields):
     """Numbers of parameters of the image model and of the temporal layers."""
-
     unet = abstract_unet(UNet2DConfig(**unet_fields), TemporalConfig(**temporal_fields))
     _, temporal, spatial = nnx.split(unet, TemporalParam, ...)
     return tuple(parameter_partition.count(nnx.to_pure_dict(part)) for part in (spatial, temporal))
