@@ -49,17 +49,21 @@ def test_topologies_that_coincide(variant):
         assert tiny(other) == tiny(variant)
 
 
-@pytest.fixture(scope="module")
-def _compiled_layer_by_layer():
-    """Compiles every layer by itself, once for all variants and levels where it has the same shapes."""
-    with pytest.MonkeyPatch.context() as patch:
-        for kind in (layers.GroupNorm, layers.Linear, layers.SpatialConv, layers.TemporalConv, unet2d.TextPooling):
-            patch.setattr(kind, "__call__", jax.jit(kind.__call__))
-        patch.setattr(temporal.TemporalAttention, "__call__", jax.jit(temporal.TemporalAttention.__call__))
-        patch.setattr(unet2d, "attention", jax.jit(layers.attention))
-        patch.setattr(unet2d, "activation", jax.jit(unet2d.activation, static_argnums=0))
-        patch.setattr(unet2d, "resize_frames", jax.jit(unet2d.resize_frames, static_argnums=1))
-        yield
+COMPILED = [
+    *((kind, "__call__", jax.jit(kind.__call__)) for kind in (layers.GroupNorm, layers.Linear, unet2d.TextPooling)),
+    *((kind, "__call__", jax.jit(kind.__call__)) for kind in (layers.SpatialConv, layers.TemporalConv)),
+    (temporal.TemporalAttention, "__call__", jax.jit(temporal.TemporalAttention.__call__)),
+    (unet2d, "attention", jax.jit(layers.attention)),
+    (unet2d, "activation", jax.jit(unet2d.activation, static_argnums=0)),
+    (unet2d, "resize_frames", jax.jit(unet2d.resize_frames, static_argnums=1)),
+]
+
+
+@pytest.fixture
+def _compiled_layer_by_layer(monkeypatch):
+    """Every layer is compiled by itself, once for all variants and levels where it has the same shapes."""
+    for owner, name, compiled in COMPILED:
+        monkeypatch.setattr(owner, name, compiled)
 
 
 @pytest.mark.usefixtures("_compiled_layer_by_layer", "float64")
