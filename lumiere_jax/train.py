@@ -5,10 +5,11 @@ the frozen image model of `init_from`); either with or without super-resolution.
 run continues from its newest complete checkpoint, whatever stopped it.
 """
 
+import contextlib
 import functools
 import pathlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -22,8 +23,8 @@ from ml_collections import config_flags
 
 from lumiere_jax.checkpoints.checkpointing import CheckpointError
 from lumiere_jax.checkpoints.run_directory import Run, RunDirectory, build_unet
-from lumiere_jax.data.input_pipeline import EncodeCaption, Record, make_batches
-from lumiere_jax.data.open_dataset import open_dataset
+from lumiere_jax.data.input_pipeline import EncodeCaption, make_batches, prefetch
+from lumiere_jax.data.open_dataset import Dataset, open_dataset
 from lumiere_jax.distributed import mesh as meshes
 from lumiere_jax.distributed import partitioning, platform
 from lumiere_jax.models import parameter_partition
@@ -113,7 +114,19 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Non
     # ---------------------------------------------------------------- Batches: the position in the data is the step
     fields = config.training
     encode = _caption_encoder(config, tokenizer, embeddings)
-    batches = _batches(config, encode, train_set, fields.batch_size, first_step, config.text.dropout)
+    batches = _batches(
+        config,
+        encode,
+        train_set,
+        fields.batch_size,
+        start_step=first_step,
+        caption_dropout=config.text.dropout,
+        flip_probability=config.dataset.flip_probability,
+        image_share=fields.image_share,
+        image_batch_size=fields.image_batch_size,
+    )
+    # The next batch is loaded and sent to the devices while they compute on this one.
+    batches = prefetch(batches, functools.partial(_to_device, mesh))
     validation_batch = next(_batches(config, encode, validation_set, fields.validation_clips))
     validation_batch = _to_device(mesh, validation_batch)
 
@@ -133,9 +146,9 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Non
         sheet = write_preview(run_dir.previews, run, prompts, sample_videos(run, prompts))
         progress.image("preview", sheet, int(state.step))
 
-    with checkpoints, Progress(run_dir.path, first_step, last_step, fields) as progress:
+    with checkpoints, contextlib.closing(batches), Progress(run_dir.path, first_step, last_step, fields) as progress:
         for step in range(first_step + 1, last_step + 1):
-            state, metrics = update(state, frozen, _to_device(mesh, next(batches)), config.seed)
+            state, metrics = update(state, frozen, next(batches), config.seed)
             _check_finite(metrics, step, run_dir)
             progress.step(step, metrics)
             if _due(step, fields.validate_every, last_step) or step == first_step + 1:
@@ -162,10 +175,9 @@ def _caption_encoder(
 def _batches(
     config: ml_collections.ConfigDict,
     encode_caption: EncodeCaption,
-    dataset: Sequence[Record],
+    dataset: Dataset,
     batch_size: int,
-    start_step: int = 0,
-    caption_dropout: float = 0.0,
+    **training_only: float,
 ) -> Iterator[dict]:
     return make_batches(
         dataset,
@@ -174,13 +186,12 @@ def _batches(
         fps=config.clip.fps,
         size=config.clip.size,
         seed=config.seed,
-        start_step=start_step,
-        caption_dropout=caption_dropout,
         encode_caption=encode_caption,
         num_threads=config.dataset.threads,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         cache_bytes=config.dataset.cache_bytes,
+        **training_only,
     )
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import importlib.metadata
 import platform
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -23,7 +23,7 @@ from lumiere_jax.checkpoints.run_directory import (
     load_imported_text_encoder,
     load_text_encoder,
 )
-from lumiere_jax.data.input_pipeline import Record
+from lumiere_jax.data.open_dataset import Dataset, captions_of
 from lumiere_jax.diffusion import low_resolution, noise_schedule
 from lumiere_jax.diffusion.loss import loss_weight
 from lumiere_jax.distributed import partitioning
@@ -52,6 +52,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     for field in ("frames", "fps", "size"):
         if not config.clip[field] > 0:
             raise ValueError(f"clip.{field}={config.clip[field]} must be positive")
+    _check_data_fields(config)
     factor = config.diffusion.low_res_factor
     if factor and config.clip.size % factor:
         raise ValueError(f"diffusion.low_res_factor={factor} does not divide clip.size={config.clip.size}")
@@ -72,6 +73,24 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     if config.text.get("embeddings") and not (config.init_from if "temporal" in config else config.text.checkpoint):
         raise ValueError(
             f"text.embeddings={config.text.embeddings} needs a text encoder that is trained already: set {source}"
+        )
+
+
+def _check_data_fields(config: ml_collections.ConfigDict) -> None:
+    for name, value in (
+        ("text.dropout", config.text.dropout),
+        ("dataset.flip_probability", config.dataset.flip_probability),
+    ):
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name}={value} must be 0 to 1")
+    share, batch_size = config.training.image_share, config.training.image_batch_size
+    if not 0 <= share < 1:
+        raise ValueError(f"training.image_share={share} must be at least 0 and below 1")
+    if share and config.clip.frames == 1:
+        raise ValueError(f"training.image_share={share}: clip.frames=1, every batch is of single frames already")
+    if share and batch_size < 1:
+        raise ValueError(
+            f"training.image_share={share} needs training.image_batch_size of at least 1, not {batch_size}"
         )
 
 
@@ -114,7 +133,7 @@ class Prepared:
 
 
 def prepare_text(
-    config: ml_collections.ConfigDict, run_dir: RunDirectory, mesh: jax.sharding.Mesh, dataset: Sequence[Record]
+    config: ml_collections.ConfigDict, run_dir: RunDirectory, mesh: jax.sharding.Mesh, dataset: Dataset
 ) -> Prepared:
     """Tokenizer and text encoder of an image model: pre-trained, frozen and referred to; or new and trained with it.
 
@@ -263,14 +282,14 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **found, "git": commit.stdout.strip() or "not a git checkout"}
 
 
-def check_captions(tokenizer: Tokenizer, length: int, *datasets: Sequence[Record]) -> None:
+def check_captions(tokenizer: Tokenizer, length: int, *datasets: Dataset) -> None:
     """Raises a ValueError for a caption that is too long: at once, not hours later when its batch comes."""
     for dataset in datasets:
         tokenizer.encode(captions_of(dataset), length)
 
 
 def open_embeddings(
-    config: ml_collections.ConfigDict, tokenizer: Tokenizer, text_encoder: T5Encoder, *datasets: Sequence[Record]
+    config: ml_collections.ConfigDict, tokenizer: Tokenizer, text_encoder: T5Encoder, *datasets: Dataset
 ) -> EmbeddingStore | None:
     """The text embeddings that the config names; None where the text encoder runs in the train step.
 
@@ -284,9 +303,3 @@ def open_embeddings(
     facts = made_with(text_encoder, tokenizer, fields.length, fields.get("padding_sees_tokens", False))
     store.check(facts, {caption for dataset in datasets for caption in captions_of(dataset)})
     return store
-
-
-def captions_of(dataset: Sequence[Record]) -> list[str]:
-    """The caption of every record."""
-    captions = (record["caption"] for record in dataset)
-    return [caption.decode() if isinstance(caption, bytes) else caption for caption in captions]

@@ -130,7 +130,7 @@ def test_cache_is_bounded_and_saves_decoding(source, monkeypatch):
         decoded.append(frame)
         return video_io.frame_to_rgb(frame, *args)
 
-    monkeypatch.setattr("lumiere_jax.data.input_pipeline.frame_to_rgb", counting)
+    monkeypatch.setattr("lumiere_jax.data.clip_loader.frame_to_rgb", counting)
     clip_bytes = STORED_FRAMES * 8 * 8 * 3
 
     def frames_decoded(cache_bytes):
