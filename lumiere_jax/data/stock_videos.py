@@ -83,6 +83,8 @@ class StockVideos(Sequence):
         return len(self._records)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < len(self):  # array_record's own error is none that ends an iteration
+            raise IndexError(f"{self._name} {self._split} has {len(self)} records, asked for number {index}")
         record = self._records[index]
         return {
             "frames": record[self._stock.frames],

@@ -27,7 +27,7 @@ UCF101_VIDEOS = {  # file in each split's list: the number that its frames show
     "test": {"BasketballDunk/v_BasketballDunk_g01_c01.avi": 3},
 }
 UCF101_FRAMES, UCF101_FPS, UCF101_SIZE = 25, 25, (24, 32)
-BAIR_FRAMES, MNIST_FRAMES = 30, 20
+BAIR_FRAMES, MNIST_FRAMES, MNIST_CLIPS = 30, 20, 10
 
 
 def video_values(number: int, frames: int, height: int, width: int) -> np.ndarray:
@@ -43,7 +43,7 @@ def mnist_values(number: int) -> np.ndarray:
     """Grey frames [frames, 64, 64]: a square that moves to the right by two pixels per frame."""
     video = np.zeros((MNIST_FRAMES, 64, 64), np.uint8)
     for time in range(MNIST_FRAMES):
-        video[time, 10 * number : 10 * number + 8, 2 * time : 2 * time + 8] = 255
+        video[time, 5 * number : 5 * number + 8, 2 * time : 2 * time + 8] = 255
     return video
 
 
@@ -87,7 +87,7 @@ def _write_bair(folder: pathlib.Path) -> str:
 
 def _write_mnist(folder: pathlib.Path) -> str:
     folder.mkdir(parents=True)
-    np.save(folder / "mnist_test_seq.npy", np.stack([mnist_values(number) for number in range(4)], axis=1))
+    np.save(folder / "mnist_test_seq.npy", np.stack([mnist_values(number) for number in range(MNIST_CLIPS)], axis=1))
     return str(folder / "mnist_test_seq.npy")
 
 
