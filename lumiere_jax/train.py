@@ -177,7 +177,7 @@ def _batches(
     encode_caption: EncodeCaption,
     dataset: Dataset,
     batch_size: int,
-    **training_only: float,
+    **training_only: float | int,
 ) -> Iterator[dict]:
     return make_batches(
         dataset,

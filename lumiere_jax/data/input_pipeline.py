@@ -172,7 +172,11 @@ def _endless(part: int, records: Sequence[Record], seed: int, shuffle: bool) -> 
 
 def _to_batch(examples: Sequence[dict[str, Any]], encode_caption: EncodeCaption | None) -> dict[str, Any]:
     captions = [example["caption"] for example in examples]
-    batch = {"video": to_float(np.stack([example["video"] for example in examples])), "caption": captions}
+    # Clip by clip: of the whole batch there is one array in float, and no intermediate result.
+    video = np.empty((len(examples), *examples[0]["video"].shape), np.float32)
+    for row, example in enumerate(examples):
+        video[row] = to_float(example["video"])
+    batch = {"video": video, "caption": captions}
     return batch | (encode_caption(captions) if encode_caption else {})
 
 
