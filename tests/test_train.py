@@ -132,13 +132,13 @@ def test_not_a_number_stops_the_run_and_keeps_the_last_good_checkpoint(base, dat
     workdir, _ = base
     config = test_config(stunet, data_dir)
     config.init_from = str(workdir / "image_model")
-    batches = train.make_batches
+    batches = train_setup.make_batches
 
     def poisoned(*args, **kwargs):
         for number, batch in enumerate(batches(*args, **kwargs), start=1):
             yield batch | ({"video": batch["video"] * np.nan} if number == 3 else {})
 
-    monkeypatch.setattr(train, "make_batches", poisoned)
+    monkeypatch.setattr(train_setup, "make_batches", poisoned)
     with pytest.raises(FloatingPointError, match=r"step 3: .*last good checkpoint"):
         train.train(config, tmp_path)
     assert RunDirectory(tmp_path).checkpoints().latest_step() == 2
@@ -148,14 +148,14 @@ def test_mixture_of_data_sets_and_batches_of_single_frames(base, data_dir, tmp_p
     config = test_config(stunet, data_dir, image_share=0.5, image_batch_size=3)
     config.init_from = str(base[0] / "image_model")
     config.dataset.update({"name": "mixture", "path": "moving_shapes:tiny=1", "flip_probability": 0.5})
-    seen, batches = [], train.make_batches
+    seen, batches = [], train_setup.make_batches
 
     def recorded(*args, **kwargs):
         for batch in batches(*args, **kwargs):
             seen.append((batch["video"].shape, kwargs.get("flip_probability"), kwargs.get("caption_dropout")))
             yield batch
 
-    monkeypatch.setattr(train, "make_batches", recorded)
+    monkeypatch.setattr(train_setup, "make_batches", recorded)
     train.train(config, tmp_path)
     assert RunDirectory(tmp_path).checkpoints().latest_step() == 4
     validation, *training = seen  # one more is loaded than is used
