@@ -46,6 +46,8 @@ setup(
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],
         "tf": ["tensorflow"],  # to prepare TFDS's stock data sets; training and sampling never import it
+        # what benchmarks/ compares with; decord has no wheel for Linux on arm64
+        "benchmarks": ["decord; platform_machine == 'x86_64'", "matplotlib", "opencv-python-headless", "torch"],
         # to make tests/goldens again; these versions made those in the repository
         "parity": ["diffusers==0.42.1", "safetensors", "torch==2.13.0", "transformers==5.23.0"],
     },

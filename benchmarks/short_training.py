@@ -27,7 +27,7 @@ from lumiere_jax.models.temporal import TemporalConfig
 from lumiere_jax.models.text_to_video import TextToVideo
 from lumiere_jax.models.unet2d import UNet2D
 from lumiere_jax.train import train
-from lumiere_jax.train_setup import batches_of, caption_encoder, make_objective, make_optimizer
+from lumiere_jax.train_setup import batches_of, caption_encoder, make_objective, make_optimizer, training_batches_of
 from lumiere_jax.train_step import Batch, create_state, train_step, validation_step
 
 # Compiled once for all variants whose networks have the same structure.
@@ -105,7 +105,7 @@ def training_batches(data: Data, seed: int, steps: int) -> list[Batch]:
     config.seed = seed
     train_set, _ = open_dataset(config.dataset)
     encode = caption_encoder(config, data.image.tokenizer, None)
-    batches = batches_of(config, encode, train_set, config.training.batch_size, 0, config.text.dropout)
+    batches = training_batches_of(config, encode, train_set, start_step=0)
     return [_to_batch(batch) for batch in itertools.islice(batches, steps)]
 
 

@@ -28,14 +28,17 @@ def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
     config.pretrained = ""  # else the model that is imported in place of this one (configs/deepfloyd_if.py)
     config.clip = {"frames": 1, "fps": 8.0, "size": 32}
     config.dataset = {
-        "name": "moving_shapes",  # or video_folder
-        "path": "one_object",  # moving_shapes: one_object, demo (two at times), full; video_folder: the folder of clips
+        "name": "moving_shapes",  # or video_folder, tfds, mixture
+        # moving_shapes: one_object, demo (two at times), full; video_folder: the folder of clips; tfds: ucf101,
+        # bair_robot_pushing_small@FPS, moving_mnist@FPS; mixture: NAME:PATH=WEIGHT,NAME:PATH=WEIGHT
+        "path": "one_object",
         "data_dir": "",  # where prepared data sets are kept; default: TFDS's own, ~/tensorflow_datasets
         "captions": "",  # video_folder: a .csv or .jsonl with file and caption; default: .txt files beside the clips
         "default_caption": "a video",  # video_folder: for clips that have no caption
         "stored_frames": 32,  # video_folder: frames, rate and size at which clips are kept, once for all stages
         "stored_fps": 16.0,
         "stored_size": 64,
+        "flip_probability": 0.0,  # of mirroring a clip whose caption names no side, turn or writing
         "cache_bytes": 1 << 30,  # decoded clips kept in memory
         "threads": 2,
     }
@@ -84,6 +87,8 @@ def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
     config.training = {
         "steps": 2000,
         "batch_size": 16,
+        "image_share": 0.0,  # of the batches of a video model: single frames, image_batch_size of them
+        "image_batch_size": 0,
         "optimizer": "adamw",
         "learning_rate": 1e-3,
         "warmup_steps": 50,

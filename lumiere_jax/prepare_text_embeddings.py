@@ -30,14 +30,13 @@ from ml_collections import config_flags
 from lumiere_jax.checkpoints.checkpointing import CheckpointError
 from lumiere_jax.checkpoints.imported_unet import is_imported_unet
 from lumiere_jax.checkpoints.run_directory import RunDirectory, text_encoder_sha256
-from lumiere_jax.data.open_dataset import open_dataset
+from lumiere_jax.data.open_dataset import captions_of, open_dataset
 from lumiere_jax.distributed import mesh as meshes
 from lumiere_jax.distributed import partitioning, platform
 from lumiere_jax.text import embedding_store
 from lumiere_jax.text.load_t5 import find_tokenizer, load_t5_encoder
 from lumiere_jax.text.t5x_adapter import T5XEncoder, import_network
 from lumiere_jax.text.tokenizer import Tokenizer
-from lumiere_jax.train_setup import captions_of
 
 
 def prepare_text_embeddings(

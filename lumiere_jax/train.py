@@ -5,6 +5,7 @@ the frozen image model of `init_from`); either with or without super-resolution.
 run continues from its newest complete checkpoint, whatever stopped it.
 """
 
+import contextlib
 import functools
 import pathlib
 import sys
@@ -21,6 +22,7 @@ from ml_collections import config_flags
 
 from lumiere_jax.checkpoints.checkpointing import CheckpointError
 from lumiere_jax.checkpoints.run_directory import Run, RunDirectory, build_unet
+from lumiere_jax.data.input_pipeline import prefetch
 from lumiere_jax.data.open_dataset import open_dataset
 from lumiere_jax.distributed import mesh as meshes
 from lumiere_jax.distributed import partitioning, platform
@@ -40,6 +42,7 @@ from lumiere_jax.train_setup import (
     open_embeddings,
     prepare_inflation,
     prepare_text,
+    training_batches_of,
     versions,
 )
 from lumiere_jax.train_step import Batch, TrainState, create_state, train_step, validation_step
@@ -111,7 +114,9 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Non
     # ---------------------------------------------------------------- Batches: the position in the data is the step
     fields = config.training
     encode = caption_encoder(config, tokenizer, embeddings)
-    batches = batches_of(config, encode, train_set, fields.batch_size, first_step, config.text.dropout)
+    # The next batch is loaded and sent to the devices while they compute on this one.
+    batches = training_batches_of(config, encode, train_set, first_step)
+    batches = prefetch(batches, functools.partial(_to_device, mesh))
     validation_batch = next(batches_of(config, encode, validation_set, fields.validation_clips))
     validation_batch = _to_device(mesh, validation_batch)
 
@@ -131,9 +136,9 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Non
         sheet = write_preview(run_dir.previews, run, prompts, sample_videos(run, prompts))
         progress.image("preview", sheet, int(state.step))
 
-    with checkpoints, Progress(run_dir.path, first_step, last_step, fields) as progress:
+    with checkpoints, contextlib.closing(batches), Progress(run_dir.path, first_step, last_step, fields) as progress:
         for step in range(first_step + 1, last_step + 1):
-            state, metrics = update(state, frozen, _to_device(mesh, next(batches)), config.seed)
+            state, metrics = update(state, frozen, next(batches), config.seed)
             _check_finite(metrics, step, run_dir)
             progress.step(step, metrics)
             if _due(step, fields.validate_every, last_step) or step == first_step + 1:

@@ -4,7 +4,7 @@ import dataclasses
 import importlib.metadata
 import platform
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -24,7 +24,8 @@ from lumiere_jax.checkpoints.run_directory import (
     load_text_encoder,
     text_encoder_sha256,
 )
-from lumiere_jax.data.input_pipeline import EncodeCaption, Record, make_batches
+from lumiere_jax.data.input_pipeline import EncodeCaption, make_batches
+from lumiere_jax.data.open_dataset import Dataset, captions_of
 from lumiere_jax.diffusion import low_resolution, noise_schedule
 from lumiere_jax.diffusion.loss import loss_weight
 from lumiere_jax.distributed import partitioning
@@ -53,6 +54,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     for field in ("frames", "fps", "size"):
         if not config.clip[field] > 0:
             raise ValueError(f"clip.{field}={config.clip[field]} must be positive")
+    _check_data_fields(config)
     factor = config.diffusion.low_res_factor
     if factor and config.clip.size % factor:
         raise ValueError(f"diffusion.low_res_factor={factor} does not divide clip.size={config.clip.size}")
@@ -73,6 +75,24 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     if config.text.get("embeddings") and not (config.init_from if "temporal" in config else config.text.checkpoint):
         raise ValueError(
             f"text.embeddings={config.text.embeddings} needs a text encoder that is trained already: set {source}"
+        )
+
+
+def _check_data_fields(config: ml_collections.ConfigDict) -> None:
+    for name, value in (
+        ("text.dropout", config.text.dropout),
+        ("dataset.flip_probability", config.dataset.flip_probability),
+    ):
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name}={value} must be 0 to 1")
+    share, batch_size = config.training.image_share, config.training.image_batch_size
+    if not 0 <= share < 1:
+        raise ValueError(f"training.image_share={share} must be at least 0 and below 1")
+    if share and config.clip.frames == 1:
+        raise ValueError(f"training.image_share={share}: clip.frames=1, every batch is of single frames already")
+    if share and batch_size < 1:
+        raise ValueError(
+            f"training.image_share={share} needs training.image_batch_size of at least 1, not {batch_size}"
         )
 
 
@@ -115,7 +135,7 @@ class Prepared:
 
 
 def prepare_text(
-    config: ml_collections.ConfigDict, run_dir: RunDirectory, mesh: jax.sharding.Mesh, dataset: Sequence[Record]
+    config: ml_collections.ConfigDict, run_dir: RunDirectory, mesh: jax.sharding.Mesh, dataset: Dataset
 ) -> Prepared:
     """Tokenizer and text encoder of an image model: pre-trained, frozen and referred to; or new and trained with it.
 
@@ -265,13 +285,13 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **found, "git": commit.stdout.strip() or "not a git checkout"}
 
 
-def check_captions(tokenizer: Tokenizer, length: int, *datasets: Sequence[Record]) -> None:
+def check_captions(tokenizer: Tokenizer, length: int, *datasets: Dataset) -> None:
     """Raises a ValueError for a caption that is too long: at once, not hours later when its batch comes."""
     for dataset in datasets:
         tokenizer.encode(captions_of(dataset), length)
 
 
-def open_embeddings(prepared: Prepared, *datasets: Sequence[Record]) -> EmbeddingStore | None:
+def open_embeddings(prepared: Prepared, *datasets: Dataset) -> EmbeddingStore | None:
     """The text embeddings that a run's config names; None where the text encoder runs in the train step.
 
     Raises:
@@ -297,15 +317,31 @@ def caption_encoder(
     return lambda captions: {"text": tokenizer.encode(captions, config.text.length)[0]}
 
 
+def training_batches_of(
+    config: ml_collections.ConfigDict, encode_caption: EncodeCaption, dataset: Dataset, start_step: int
+) -> Iterator[dict]:
+    """What a run trains on, from step `start_step` on: with dropped captions, flips and batches of single frames."""
+    return batches_of(
+        config,
+        encode_caption,
+        dataset,
+        config.training.batch_size,
+        start_step=start_step,
+        caption_dropout=config.text.dropout,
+        flip_probability=config.dataset.flip_probability,
+        image_share=config.training.image_share,
+        image_batch_size=config.training.image_batch_size,
+    )
+
+
 def batches_of(
     config: ml_collections.ConfigDict,
     encode_caption: EncodeCaption,
-    dataset: Sequence[Record],
+    dataset: Dataset,
     batch_size: int,
-    start_step: int = 0,
-    caption_dropout: float = 0.0,
+    **training_only: float | int,
 ) -> Iterator[dict]:
-    """This host's batches of `config.clip`, from step `start_step` on; see `make_batches`."""
+    """This host's batches of `config.clip`, all captions and clips as they are; see `make_batches` for the rest."""
     return make_batches(
         dataset,
         batch_size=batch_size,
@@ -313,17 +349,10 @@ def batches_of(
         fps=config.clip.fps,
         size=config.clip.size,
         seed=config.seed,
-        start_step=start_step,
-        caption_dropout=caption_dropout,
         encode_caption=encode_caption,
         num_threads=config.dataset.threads,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         cache_bytes=config.dataset.cache_bytes,
+        **training_only,
     )
-
-
-def captions_of(dataset: Sequence[Record]) -> list[str]:
-    """The caption of every record."""
-    captions = (record["caption"] for record in dataset)
-    return [caption.decode() if isinstance(caption, bytes) else caption for caption in captions]

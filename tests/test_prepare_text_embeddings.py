@@ -12,7 +12,7 @@ from flax import nnx
 from configs import stunet, text_to_image
 from lumiere_jax import train
 from lumiere_jax.checkpoints.run_directory import RunDirectory, load_run
-from lumiere_jax.data.open_dataset import open_dataset
+from lumiere_jax.data.open_dataset import captions_of, open_dataset
 from lumiere_jax.distributed.mesh import make_mesh
 from lumiere_jax.models.text_to_video import TextToVideo
 from lumiere_jax.prepare_text_embeddings import prepare_text_embeddings
@@ -20,7 +20,7 @@ from lumiere_jax.text.embedding_store import EmbeddingStore
 from lumiere_jax.text.t5_encoder import T5Config, T5Encoder
 from lumiere_jax.text.t5x_checkpoint import write_t5x_checkpoint
 from lumiere_jax.text.tokenizer import train_tokenizer
-from lumiere_jax.train_setup import captions_of, open_embeddings, prepare_inflation
+from lumiere_jax.train_setup import open_embeddings, prepare_inflation
 
 ROOT = pathlib.Path(__file__).parent.parent
 

@@ -133,16 +133,54 @@ def test_not_a_number_stops_the_run_and_keeps_the_last_good_checkpoint(base, dat
     workdir, _ = base
     config = test_config(stunet, data_dir)
     config.init_from = str(workdir / "image_model")
-    batches = train.make_batches
+    batches = train_setup.make_batches
 
     def poisoned(*args, **kwargs):
         for number, batch in enumerate(batches(*args, **kwargs), start=1):
             yield batch | ({"video": batch["video"] * np.nan} if number == 3 else {})
 
-    monkeypatch.setattr(train, "make_batches", poisoned)
+    monkeypatch.setattr(train_setup, "make_batches", poisoned)
     with pytest.raises(FloatingPointError, match=r"step 3: .*last good checkpoint"):
         train.train(config, tmp_path)
     assert RunDirectory(tmp_path).checkpoints().latest_step() == 2
+
+
+def test_mixture_of_data_sets_and_batches_of_single_frames(base, data_dir, tmp_path, monkeypatch):
+    config = test_config(stunet, data_dir, image_share=0.5, image_batch_size=3)
+    config.init_from = str(base[0] / "image_model")
+    config.dataset.update({"name": "mixture", "path": "moving_shapes:tiny=1", "flip_probability": 0.5})
+    seen, batches = [], train_setup.make_batches
+
+    def recorded(*args, **kwargs):
+        for batch in batches(*args, **kwargs):
+            seen.append((batch["video"].shape, kwargs.get("flip_probability"), kwargs.get("caption_dropout")))
+            yield batch
+
+    monkeypatch.setattr(train_setup, "make_batches", recorded)
+    train.train(config, tmp_path)
+    assert RunDirectory(tmp_path).checkpoints().latest_step() == 4
+    validation, *training = seen  # one more is loaded than is used
+    assert validation == ((2, 4, 16, 16, 3), None, None)
+    images, clips = ((3, 1, 16, 16, 3), 0.5, 0.1), ((2, 4, 16, 16, 3), 0.5, 0.1)
+    assert training[:4] == [images, clips, images, clips]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("training.image_share", 0.5, "image_share=0.5 needs training.image_batch_size of at least 1, not 0"),
+        ("training.image_share", 1.0, "image_share=1.0 must be at least 0 and below 1"),
+        ("dataset.path", "moving_shapes:tiny", "'moving_shapes:tiny' is not NAME:PATH=WEIGHT"),
+    ],
+)
+def test_data_that_cannot_be_trained_on(base, data_dir, tmp_path, field, value, message):
+    config = test_config(stunet, data_dir)
+    config.init_from = str(base[0] / "image_model")
+    config.dataset.name = "mixture" if field == "dataset.path" else "moving_shapes"
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(ValueError, match=message):
+        train.train(config, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def run_cli(module, *arguments, **kwargs):
@@ -244,6 +282,9 @@ def test_backbone_that_is_inflated_itself(base, data_dir, tmp_path):
         ("diffusion.prediction", "epsilon", "weighting=.truncated_snr., objective=.epsilon."),
         ("text.checkpoint", "t5", "text.tokenizer=''"),
         ("dataset.name", "imagenet", "dataset.name='imagenet'"),
+        ("dataset.flip_probability", 2.0, "dataset.flip_probability=2.0 must be 0 to 1"),
+        ("text.dropout", -0.1, "text.dropout=-0.1 must be 0 to 1"),
+        ("training.image_share", 0.5, "clip.frames=1, every batch is of single frames already"),
         ("text.length", 3, "the limit is 3"),
     ],
 )

@@ -177,8 +177,11 @@ def config_from_json(fields: dict[str, Any]) -> ml_collections.ConfigDict:
     """The config that `to_json_best_effort` wrote, with what it lacks because it was written by an older version.
 
     Before there was `text.padding_sees_tokens`, and with it embeddings ahead of time, all text was encoded as T5X does.
+    Before there were flips and batches of single frames, a run had none.
     """
     fields = _as_tuples(fields)
+    fields["dataset"] = {"flip_probability": 0.0} | fields["dataset"]
+    fields["training"] = {"image_share": 0.0, "image_batch_size": 0} | fields["training"]
     fields["text"] = {"padding_sees_tokens": False} | fields["text"]
     return ml_collections.ConfigDict(fields)
 

@@ -5,11 +5,14 @@ from collections.abc import Sequence
 import ml_collections
 import tensorflow_datasets as tfds
 
-from lumiere_jax.data import moving_shapes, video_folder
-from lumiere_jax.data.input_pipeline import Record
+from lumiere_jax.data import moving_shapes, stock_videos, video_folder
+from lumiere_jax.data.clip_loader import Record, as_text
+from lumiere_jax.data.mixture import Mixture, parse_mixture
+
+Dataset = Sequence[Record] | Mixture
 
 
-def open_dataset(config: ml_collections.ConfigDict) -> tuple[Sequence[Record], Sequence[Record]]:
+def open_dataset(config: ml_collections.ConfigDict) -> tuple[Dataset, Dataset]:
     """Opens `config.dataset`, preparing it first where it is missing.
 
     Args:
@@ -19,18 +22,27 @@ def open_dataset(config: ml_collections.ConfigDict) -> tuple[Sequence[Record], S
       Records for training and for validation. A folder of videos has one split, which serves as both.
 
     Raises:
-      ValueError: an unknown name, or a folder that cannot be used.
+      ValueError: an unknown name, or data that cannot be used.
     """
+    if config.name != "mixture":
+        return _open(config, config.name, config.path)
+    parts = parse_mixture(config.path)
+    weights = tuple(weight for _, _, weight in parts)
+    train, validation = zip(*(_open(config, name, path) for name, path, _ in parts), strict=True)
+    return Mixture(train, weights), Mixture(validation, weights)
+
+
+def _open(config: ml_collections.ConfigDict, name: str, path: str) -> tuple[Sequence[Record], Sequence[Record]]:
     data_dir = config.data_dir or tfds.core.constants.DATA_DIR
-    match config.name:
+    match name:
         case "moving_shapes":
-            builder = moving_shapes.prepare(data_dir, config.path)
+            builder = moving_shapes.prepare(data_dir, path)
             return builder.as_data_source(split="train"), builder.as_data_source(split="validation")
         case "video_folder":
-            if not config.path:
+            if not path:
                 raise ValueError("dataset.path is empty: give the folder of videos, --config.dataset.path=DIR")
             builder = video_folder.prepare(
-                config.path,
+                path,
                 data_dir,
                 frames=config.stored_frames,
                 fps=config.stored_fps,
@@ -39,5 +51,16 @@ def open_dataset(config: ml_collections.ConfigDict) -> tuple[Sequence[Record], S
                 default_caption=config.default_caption or None,
             )
             return (builder.as_data_source(split="train"),) * 2
+        case "tfds":
+            return stock_videos.open_stock_videos(path, data_dir)
         case _:
-            raise ValueError(f"dataset.name={config.name!r}: use moving_shapes or video_folder")
+            raise ValueError(f"dataset.name={name!r}: use moving_shapes, video_folder, tfds or mixture")
+
+
+def captions_of(dataset: Dataset) -> list[str]:
+    """The captions that records of the data set have, without reading a record where they are known ahead."""
+    if isinstance(dataset, Mixture):
+        return [caption for records in dataset.sources for caption in captions_of(records)]
+    if isinstance(dataset, stock_videos.StockVideos):
+        return dataset.captions
+    return [as_text(record["caption"]) for record in dataset]

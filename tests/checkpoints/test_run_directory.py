@@ -4,6 +4,7 @@ import pytest
 
 from configs import stunet, text_to_image
 from lumiere_jax.checkpoints.run_directory import RunDirectory
+from lumiere_jax.train_setup import check_same_run
 
 
 @pytest.mark.parametrize("module", [text_to_image, stunet])
@@ -22,3 +23,15 @@ def test_older_runs_encoded_text_as_t5x(tmp_path, module):
     read = RunDirectory(tmp_path).read_config()
     assert read.text.padding_sees_tokens is False
     assert read.text.length == config.text.length
+
+
+@pytest.mark.parametrize("module", [text_to_image, stunet])
+def test_older_runs_go_on_without_flips_and_single_frames(tmp_path, module):
+    config, older = module.get_config("test"), module.get_config("test")
+    del older.dataset.flip_probability, older.training.image_share, older.training.image_batch_size
+    RunDirectory(tmp_path).write_config(older, {})
+    read = RunDirectory(tmp_path).read_config()
+    check_same_run(read, config)
+    config.dataset.flip_probability = 0.5
+    with pytest.raises(ValueError, match=r"dataset\.flip_probability: 0.0 when it was started, 0.5 now"):
+        check_same_run(read, config)

@@ -1,12 +1,16 @@
 import hashlib
+import io
 import itertools
+import threading
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from lumiere_jax.data import video_io
 from lumiere_jax.data.clip_sampling import center_crop_resize
-from lumiere_jax.data.input_pipeline import make_batches
+from lumiere_jax.data.input_pipeline import is_image_step, make_batches, prefetch
+from lumiere_jax.data.mixture import Mixture
 
 STORED_FRAMES, STORED_FPS = 12, 8
 
@@ -96,9 +100,14 @@ def test_positions_differ_between_epochs(source):
     assert (starts.std(axis=0) > 0).all()
 
 
+# Everything that draws or counts, at once.
+EVERYTHING = {"caption_dropout": 0.3, "flip_probability": 0.5, "image_share": 0.4, "image_batch_size": 8}
+
+
+@pytest.mark.parametrize("settings", [{"caption_dropout": 0.3}, EVERYTHING])
 @pytest.mark.parametrize("step", [1, 4, 7])
-def test_resuming_at_a_step_gives_the_same_batches_bit_for_bit(source, step):
-    settings = {"caption_dropout": 0.3}
+def test_resuming_at_a_step_gives_the_same_batches_bit_for_bit(source, step, settings):
+    source = Mixture((source[:7], source[7:]), (1, 2))
     whole = [digest(batch) for batch in take(9, source, **settings)]
     assert len(set(whole)) == 9
     resumed = [digest(batch) for batch in take(9 - step, source, start_step=step, **settings)]
@@ -113,14 +122,15 @@ def test_threads_and_cache_change_nothing(source):
 
 @pytest.mark.parametrize("hosts", [2, 4])
 def test_hosts_share_the_global_batch(source, hosts):
-    settings = {"caption_dropout": 0.3, "start_step": 2}
+    source = Mixture((source[:7], source[7:]), (1, 2))
+    settings = EVERYTHING | {"start_step": 2}
     whole = take(5, source, **settings)
     parts = [take(5, source, process_index=host, process_count=hosts, **settings) for host in range(hosts)]
     for step, batch in enumerate(whole):
         joined = np.concatenate([part[step]["video"] for part in parts])
         np.testing.assert_array_equal(joined, batch["video"])
         assert all_captions(part[step] for part in parts) == batch["caption"]
-        assert len(parts[0][step]["caption"]) == 4 // hosts
+        assert len(parts[0][step]["caption"]) == len(batch["caption"]) // hosts
 
 
 def test_cache_is_bounded_and_saves_decoding(source, monkeypatch):
@@ -130,7 +140,7 @@ def test_cache_is_bounded_and_saves_decoding(source, monkeypatch):
         decoded.append(frame)
         return video_io.frame_to_rgb(frame, *args)
 
-    monkeypatch.setattr("lumiere_jax.data.input_pipeline.frame_to_rgb", counting)
+    monkeypatch.setattr("lumiere_jax.data.clip_loader.frame_to_rgb", counting)
     clip_bytes = STORED_FRAMES * 8 * 8 * 3
 
     def frames_decoded(cache_bytes):
@@ -154,6 +164,117 @@ def test_dropped_captions_are_empty_and_as_many_as_asked(source):
     assert 26 <= captions.count("") <= 74
     assert "" not in all_captions(take(10, source))
     assert set(all_captions(take(3, source, caption_dropout=1.0))) == {""}
+
+
+def test_flips_mirror_as_many_as_asked_and_whole_clips(source):
+    shown = []
+    for batch in take(20, source, frames=4, flip_probability=0.25):
+        # Red and green are constant over a frame: they still say which frames the pattern in blue should be of.
+        numbers, times = records_and_times(batch)
+        for row, number in enumerate(numbers):
+            blue, expected = video_io.to_uint8(batch["video"][row])[..., 2], stored_clip(number)[times[row]][..., 2]
+            shown.append((blue == expected[:, :, ::-1]).all())
+            assert shown[-1] or (blue == expected).all()
+    # 80 draws: 20 expected, with a standard deviation of 3.9.
+    assert 5 <= sum(shown) <= 35
+
+
+def test_flips_leave_clips_whose_caption_names_a_side(source):
+    sided = [record | {"caption": "a circle moving left"} for record in source]
+    for dropout in (0.0, 1.0):  # the picture of a dropped caption is the same picture
+        plain = take(3, sided, caption_dropout=dropout)
+        flipped = take(3, sided, caption_dropout=dropout, flip_probability=1.0)
+        assert [digest(batch) for batch in plain] == [digest(batch) for batch in flipped]
+    assert [digest(batch) for batch in take(3, source)] != [
+        digest(batch) for batch in take(3, source, flip_probability=1.0)
+    ]
+
+
+def test_batches_of_single_frames_are_evenly_spread_and_come_first(source):
+    settings = {"image_share": 0.25, "image_batch_size": 6}
+    shapes = [batch["video"].shape[:2] for batch in take(12, source, **settings)]
+    assert shapes == ([(6, 1)] + [(4, 4)] * 3) * 3
+    assert [is_image_step(step, 0.25) for step in range(12)] == [shape == (6, 1) for shape in shapes]
+    for share in (0.1, 0.3, 1 / 3, 0.99):
+        assert sum(is_image_step(step, share) for step in range(10_000)) == pytest.approx(10_000 * share, abs=1)
+
+
+def test_batches_of_single_frames_leave_the_clips_as_they_were(source):
+    mixed = take(8, source, image_share=0.25, image_batch_size=6)
+    clips = [digest(batch) for batch in mixed if batch["video"].shape[1] == 4]
+    assert clips == [digest(batch) for batch in take(6, source)]
+    numbers = records_and_times(mixed[0])[0].tolist() + records_and_times(mixed[4])[0].tolist()
+    assert sorted(numbers[:10]) == list(range(10))  # an epoch of their own
+    assert numbers[:4] != records_and_times(mixed[1])[0].tolist()  # in another order than the clips'
+
+
+def test_frames_that_are_stored_one_by_one(source):
+    def png(image):
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, format="PNG")
+        return file.getvalue()
+
+    pictures = [
+        {"frames": [png(image) for image in stored_clip(number)], "caption": f"clip {number}", "fps": STORED_FPS}
+        for number in range(10)
+    ]
+    for settings in ({}, {"cache_bytes": 10**8}, {"frames": 1}):
+        expected = [digest(batch) for batch in take(4, source, **settings)]
+        assert [digest(batch) for batch in take(4, pictures, **settings)] == expected
+
+
+def test_only_frames_that_are_shown_are_decoded_once_the_cache_is_full(source, monkeypatch):
+    decoded = []
+    monkeypatch.setattr(
+        "lumiere_jax.data.clip_loader.frame_to_rgb",
+        lambda frame, *args: decoded.append(frame) or video_io.frame_to_rgb(frame, *args),
+    )
+    clip_bytes = STORED_FRAMES * 16 * 16 * 3
+    batches = make_batches(source[:4], **SETTINGS, num_threads=1, cache_bytes=clip_bytes * 3 // 2)
+    for _ in range(4):
+        next(batches)
+    decoded.clear()
+    for _ in range(4):
+        next(batches)
+    assert len(decoded) == 4 * 3 * 4  # one clip is kept, three are decoded: 4 frames each, not 12
+
+
+def test_prefetch_makes_one_item_ahead_and_no_more():
+    made, asked = [], threading.Semaphore(0)
+
+    def place(item):
+        made.append(item)
+        asked.release()
+        return -item
+
+    def wait_for(count):
+        for _ in range(count):
+            assert asked.acquire(timeout=30)
+
+    items = prefetch(iter(range(5)), place)
+    assert made == []
+    assert next(items) == 0
+    wait_for(2)
+    assert made == [0, 1]  # item 1 was made without being asked for
+    assert next(items) == -1
+    wait_for(1)
+    assert made == [0, 1, 2]
+    items.close()
+    assert made == [0, 1, 2]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
+    assert list(prefetch(iter(range(4)), lambda item: item)) == [0, 1, 2, 3]
+
+
+def test_prefetch_passes_errors_on_where_they_belong():
+    def place(item):
+        if item == 2:
+            raise ValueError("item 2")
+        return item
+
+    items = prefetch(iter(range(5)), place)
+    assert [next(items), next(items)] == [0, 1]
+    with pytest.raises(ValueError, match="item 2"):
+        next(items)
 
 
 def test_captions_are_encoded_after_the_dropout(source):
@@ -180,6 +301,14 @@ def test_size_is_the_area_average_of_the_center(source):
         ({"batch_size": 0}, ValueError, "batch_size=0"),
         ({"process_index": 2, "process_count": 2}, ValueError, "process_index=2 must be 0 to 1"),
         ({"caption_dropout": 1.5}, ValueError, "caption_dropout must be 0 to 1, got 1.5"),
+        ({"flip_probability": -0.1}, ValueError, "flip_probability must be 0 to 1, got -0.1"),
+        ({"image_share": 1.0}, ValueError, "image_share must be at least 0 and below 1, got 1.0"),
+        ({"image_share": 0.5}, ValueError, "image_batch_size=0 must be a positive"),
+        (
+            {"image_share": 0.5, "image_batch_size": 3, "process_count": 2},
+            ValueError,
+            "image_batch_size=3 must be .* process_count=2",
+        ),
         ({"start_step": -1}, ValueError, "start_step >= 0"),
         ({"num_threads": 0}, ValueError, "num_threads >= 1"),
         ({"size": 32}, video_io.VideoError, "16x16, smaller than the 32x32"),
@@ -197,6 +326,8 @@ def test_bad_sources(source):
         make_batches([], **SETTINGS)
     with pytest.raises(ValueError, match=r"lack the fields \['caption', 'fps'\]"):
         make_batches([{"clip": b""}], **SETTINGS)
+    with pytest.raises(ValueError, match=r"lack the fields \['clip'\]"):
+        make_batches([{"caption": "", "fps": 8.0}], **SETTINGS)
     broken = [*source[:3], source[3] | {"clip": source[3]["clip"][:1000], "source": "bad.mp4"}]
     with pytest.raises(video_io.VideoError, match=r"record 3 \(bad\.mp4\)"):
         take(4, broken)

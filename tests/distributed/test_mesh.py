@@ -1,13 +1,10 @@
-import os
 import pathlib
-import socket
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from processes import run_processes
 
 from lumiere_jax.checkpoints.checkpointing import CheckpointManager, tree_hash
 from lumiere_jax.distributed.mesh import initialize
@@ -60,7 +57,7 @@ def test_two_processes(tmp_path):
     tree = {"divided": jnp.arange(16.0).reshape(4, 4), "same": jnp.arange(3)}
     with CheckpointManager(tmp_path) as manager:
         manager.save(1, tree)
-    for output in run_two_processes(pathlib.Path(__file__).with_name("one_of_two_processes.py"), str(tmp_path)):
+    for output in run_processes(pathlib.Path(__file__).with_name("one_of_two_processes.py"), str(tmp_path)):
         lines = dict(line.split(" ", 1) for line in output.splitlines())
         assert lines["error"].startswith("rows=4 reaches over several processes")
         assert lines["means"] == "[10.0, 11.0]"
@@ -68,29 +65,3 @@ def test_two_processes(tmp_path):
     step, restored = CheckpointManager(tmp_path).restore(tree)
     assert step == 2
     jax.tree.map(lambda leaf, original: np.testing.assert_array_equal(leaf, -original), restored, tree)
-
-
-def run_two_processes(file, argument):
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-        "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
-        "JAX_NUM_PROCESSES": "2",
-        "PYTHONPATH": str(file.parents[2]),
-    }
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    processes = [
-        subprocess.Popen([sys.executable, file, argument], env=environment | {"JAX_PROCESS_ID": str(index)}, **pipes)
-        for index in range(2)
-    ]
-    try:
-        outputs = [process.communicate(timeout=120) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    for process, (_, errors) in zip(processes, outputs, strict=True):
-        assert process.returncode == 0, errors
-    return [output for output, _ in outputs]
