@@ -33,6 +33,8 @@ setup(
         "orbax-checkpoint>=0.12.8",
         "pillow",
         "safetensors",
+        # cuts are found by default, as a clip across one teaches a model to cut; the headless OpenCV needs no X libraries
+        "scenedetect-headless>=0.7",
         "scipy",
         "sentencepiece",
         "tensorboardX",
@@ -44,6 +46,7 @@ setup(
         "app": ["gradio"],
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],
+        "beam": ["apache-beam"],  # prepare_data on Dataflow, Flink or Spark
         "tf": ["tensorflow"],  # to prepare TFDS's stock data sets; training and sampling never import it
         # to make tests/goldens again; these versions made those in the repository
         "parity": ["diffusers==0.42.1", "safetensors", "torch==2.13.0", "transformers==5.23.0"],

@@ -6,6 +6,7 @@ import ml_collections
 import tensorflow_datasets as tfds
 
 from lumiere_jax.data import moving_shapes, video_folder
+from lumiere_jax.data.prepared_clips import open_prepared
 from lumiere_jax.data.input_pipeline import Record
 
 
@@ -16,10 +17,11 @@ def open_dataset(config: ml_collections.ConfigDict) -> tuple[Sequence[Record], S
       config: `dataset` of a training config.
 
     Returns:
-      Records for training and for validation. A folder of videos has one split, which serves as both.
+      Records for training and for validation. Where a data set has the split `train` alone, it serves as both.
 
     Raises:
       ValueError: an unknown name, or a folder that cannot be used.
+      FileNotFoundError: nothing prepared in `dataset.path`.
     """
     data_dir = config.data_dir or tfds.core.constants.DATA_DIR
     match config.name:
@@ -39,5 +41,13 @@ def open_dataset(config: ml_collections.ConfigDict) -> tuple[Sequence[Record], S
                 default_caption=config.default_caption or None,
             )
             return (builder.as_data_source(split="train"),) * 2
+        case "prepared":
+            if not config.path:
+                raise ValueError("dataset.path is empty: give the output of prepare_data, --config.dataset.path=DIR")
+            builder = open_prepared(config.path)
+            if "train" not in builder.info.splits:
+                raise ValueError(f"dataset.path={config.path} has no split train, only {sorted(builder.info.splits)}")
+            validation = "validation" if "validation" in builder.info.splits else "train"
+            return builder.as_data_source(split="train"), builder.as_data_source(split=validation)
         case _:
-            raise ValueError(f"dataset.name={config.name!r}: use moving_shapes or video_folder")
+            raise ValueError(f"dataset.name={config.name!r}: use moving_shapes, video_folder or prepared")
