@@ -33,8 +33,7 @@ setup(
         "orbax-checkpoint>=0.12.8",
         "pillow",
         "safetensors",
-        # cuts are found by default, as a clip across one teaches a model to cut; the headless OpenCV needs no X libraries
-        "scenedetect-headless>=0.7",
+        "scenedetect-headless>=0.7",  # prepare_data's default: no clip across a cut; with the OpenCV that needs no X
         "scipy",
         "sentencepiece",
         "tensorboardX",

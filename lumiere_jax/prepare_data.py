@@ -4,8 +4,8 @@
     python -m lumiere_jax.train --config=configs/stunet.py --config.dataset.name=prepared --config.dataset.path=prepared
 
 Each video is cut by time stamp into clips of frames/fps seconds that cross no cut, cropped, scaled and encoded once
-(H.264, a key frame every 16 frames). What cannot be used is reported by name and reason, never dropped silently. Stopped
-in any way and started again with the same command, it goes on. Several machines that share a file system:
+(H.264, a key frame every 16 frames). What cannot be used is reported by name and reason. Stopped in any way and started
+again with the same command, it goes on. Several machines that share a file system:
 
     python -m lumiere_jax.prepare_data ... --output=prepared --shard=0/2   # on the first
     python -m lumiere_jax.prepare_data ... --output=prepared --shard=1/2   # on the second

@@ -69,11 +69,17 @@ class Clip:
 
 @dataclasses.dataclass(frozen=True)
 class LeftOut:
-    """A part of a video that gives no clip, in seconds, and why."""
+    """The rest of a scene, shorter than a clip.
+
+    Attributes:
+        start: seconds into the video.
+        end: likewise, the time of the last frame that a clip would have had.
+        frames: how many it would have had.
+    """
 
     start: float
     end: float
-    reason: str
+    frames: int
 
 
 def extract_clips(path: str | os.PathLike, settings: ClipSettings, *, name: str) -> Iterator[Clip | LeftOut]:
@@ -93,6 +99,8 @@ def extract_clips(path: str | os.PathLike, settings: ClipSettings, *, name: str)
         VideoError: the file cannot be read or decoded to its end, is smaller than `size`, or gives no clip. Clips
             may have come before: a video is good as a whole or not at all, and the caller drops them.
     """
+    if not os.path.isfile(path):
+        raise VideoError(f"{name}: is no longer there")
     clips, scenes, longest = 0, 0, 0
     reformatter = VideoReformatter()
     with open_video(path, name=name) as video:
@@ -101,7 +109,7 @@ def extract_clips(path: str | os.PathLike, settings: ClipSettings, *, name: str)
             for part in _cut_scene(scene, settings, video.fps or 0.0, reformatter, name):
                 clips += isinstance(part, Clip)
                 if isinstance(part, LeftOut):
-                    longest = max(longest, round((part.end - part.start) * settings.fps))
+                    longest = max(longest, part.frames)
                 yield part
     if not clips:
         of_scenes = f", the longest of its {scenes} scenes" if scenes > 1 else ""
@@ -126,7 +134,8 @@ def _cut_scene(
     def position(frames: int) -> float:
         return first_time + (clips * settings.frames + frames) / settings.fps
 
-    for frame in sample_by_time(itertools.chain([(first_time, first)], scene), times):
+    frames = ((time, (time, frame)) for time, frame in itertools.chain([(first_time, first)], scene))
+    for last_time, frame in sample_by_time(frames, times):
         image = frame_to_rgb(frame, reformatter)
         images.append(center_crop_resize(image[None], settings.size, name)[0])
         if len(images) == settings.frames:
@@ -134,6 +143,4 @@ def _cut_scene(
             images.clear()
             clips += 1
     if images:
-        seconds = settings.frames / settings.fps
-        reason = f"ends or cuts before a clip of {seconds:g} s is full"
-        yield LeftOut(position(0), position(len(images)), reason)
+        yield LeftOut(position(0), last_time, len(images))

@@ -6,8 +6,8 @@ import ml_collections
 import tensorflow_datasets as tfds
 
 from lumiere_jax.data import moving_shapes, video_folder
-from lumiere_jax.data.prepared_clips import open_prepared
 from lumiere_jax.data.input_pipeline import Record
+from lumiere_jax.data.prepared_clips import open_prepared
 
 
 def open_dataset(config: ml_collections.ConfigDict) -> tuple[Sequence[Record], Sequence[Record]]:

@@ -112,9 +112,10 @@ class PrepareVideo:
             return self._put_down(video, self._write_part(video))
         except VideoError as error:
             return self._put_down(video, {"rejected": str(error)})
-        except OSError:
-            raise
-        except Exception as error:  # whatever one video brings to light must not end a run over a million
+        except OSError as error:
+            raise OSError(str(error)) from error  # PyAV's kind cannot be sent between processes
+        # Whatever one video brings to light must not end a run over a million; the report shows it.
+        except Exception as error:  # noqa: BLE001
             return self._put_down(video, rejection(video, f"unexpected {type(error).__name__}: {error}"))
 
     def part(self, key: str) -> pathlib.Path:
@@ -136,7 +137,8 @@ class PrepareVideo:
             for part in extract_clips(video.path, self.settings, name=video.name):
                 seconds = part.end
                 if isinstance(part, LeftOut):
-                    left_out.append(dataclasses.astuple(part))
+                    reason = f"has {part.frames} of the {self.settings.frames} frames of a clip"
+                    left_out.append([round(part.start, 3), round(part.end, 3), reason])
                     continue
                 record = schema.serialize_example(self._record(video, part))
                 write(record)

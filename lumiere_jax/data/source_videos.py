@@ -65,7 +65,7 @@ def find_sources(
     captions: str | os.PathLike | None = None,
     default_caption: str | None = None,
     max_caption_length: int = 1000,
-    splits: Mapping[str, float] | None = None,
+    splits: Mapping[str, float | int] | None = None,
 ) -> Sources:
     """Finds raw videos and their captions.
 
@@ -110,7 +110,7 @@ def _source(
     named: Captions,
     default_caption: str | None,
     max_caption_length: int,
-    splits: Mapping[str, float] | None,
+    splits: Mapping[str, float | int] | None,
 ) -> SourceVideo:
     """The video, or a ValueError or OSError that says why it cannot be used."""
     status = os.stat(path)
@@ -128,7 +128,7 @@ def _source(
     return SourceVideo(name, path, caption, split_of(name, splits), status.st_size, status.st_mtime_ns)
 
 
-def split_of(name: str, splits: Mapping[str, float] | None) -> str:
+def split_of(name: str, splits: Mapping[str, float | int] | None) -> str:
     """The split of a video: by a hash of its name, so that other videos and hosts do not matter.
 
     Args:
