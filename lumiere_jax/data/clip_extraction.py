@@ -135,12 +135,13 @@ def _cut_scene(
         return first_time + (clips * settings.frames + frames) / settings.fps
 
     frames = ((time, (time, frame)) for time, frame in itertools.chain([(first_time, first)], scene))
-    for last_time, frame in sample_by_time(frames, times):
+    for time, frame in sample_by_time(frames, times):
         image = frame_to_rgb(frame, reformatter)
         images.append(center_crop_resize(image[None], settings.size, name)[0])
         if len(images) == settings.frames:
             yield Clip(np.stack(images), position(0), position(settings.frames), source_fps, *image.shape[:2])
             images.clear()
             clips += 1
+        last_time = time
     if images:
         yield LeftOut(position(0), last_time, len(images))

@@ -97,7 +97,7 @@ def prepare_clips(
                 f"output: {output} holds a data set made of other videos, captions or settings "
                 f"({finished['settings']}): choose another directory, or delete it"
             )
-        _remove_shares(output)  # where the last run was stopped at its very end
+        _remove_working_files(output)  # where the last run was stopped at its very end
         return finished
     if (output / "dataset_info.json").is_file() and not (output / _JOINING).is_file():
         raise ValueError(f"output: {output} holds another data set: choose another directory")
@@ -110,7 +110,8 @@ def prepare_clips(
         if plan is None or plan["made_from"] != made_from:
             outcomes = _prepare_videos(sources.videos[host::hosts], share, prepare, run)
             plan = _write_plan(share, sources, outcomes, prepare, made_from, shard_bytes)
-        _write_shards(_shards(plan), WriteShard(prepare, os.fspath(share / "shards")), run)
+        if not _is_joining(output, made_from, hosts):  # then shards are there, or moved already
+            _write_shards(_shards(plan), WriteShard(prepare, os.fspath(share / "shards")), run)
     return join_hosts(output) if hosts == 1 else _merge([plan])
 
 
@@ -135,15 +136,14 @@ def join_hosts(output: str | os.PathLike) -> dict[str, Any]:
     report = _merge(plans)
     if not report["clips"]:
         write_json(output / REPORT, report)
-        _remove_shares(output)
+        _remove_working_files(output)
         reasons = list(report["rejected"].values())
         more = [f"... {len(reasons) - _REASONS_SHOWN} more: {output / REPORT}"] if len(reasons) > _REASONS_SHOWN else []
         raise VideoError("no video can be used:\n  " + "\n  ".join(reasons[:_REASONS_SHOWN] + more))
     _move_shards(output, shares, plans)
     write_metadata(output, [shard for plan in plans for shard in _shards(plan)])
     write_json(output / REPORT, report)  # from here on the data set is there
-    (output / _JOINING).unlink()
-    _remove_shares(output)
+    _remove_working_files(output)
     return report
 
 
@@ -261,18 +261,22 @@ def _move_shards(output: pathlib.Path, shares: Sequence[pathlib.Path], plans: Se
         for split, sources in by_split.items()
         for number, source in enumerate(sources)
     }
-    joining = {"made_from": plans[0]["made_from"], "hosts": len(plans)}
-    marker = output / _JOINING
-    if not marker.is_file() or json.loads(marker.read_text()) != joining:
+    if not _is_joining(output, plans[0]["made_from"], len(plans)):
         missing = [os.fspath(source) for source in moves if not source.is_file()]
         if missing:
             raise ValueError(f"output: not finished, {missing[0]} is missing: run this host again first")
         for stale in output.glob(f"{NAME}-*.array_record-*"):  # of a join that was stopped, of other videos
             stale.unlink()
-        write_json(marker, joining)
+        write_json(output / _JOINING, {"made_from": plans[0]["made_from"], "hosts": len(plans)})
     for source, target in moves.items():
         if source.is_file():  # else the run that was stopped has moved it
             source.replace(target)
+
+
+def _is_joining(output: pathlib.Path, made_from: str, hosts: int) -> bool:
+    """Whether the moves to `output` have begun."""
+    marker = output / _JOINING
+    return marker.is_file() and json.loads(marker.read_text()) == {"made_from": made_from, "hosts": hosts}
 
 
 def _merge(plans: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -314,7 +318,8 @@ def _read_plan(share: pathlib.Path) -> dict[str, Any] | None:
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
-def _remove_shares(output: pathlib.Path) -> None:
+def _remove_working_files(output: pathlib.Path) -> None:
+    (output / _JOINING).unlink(missing_ok=True)
     for share in output.glob("host-*-of-*"):
         shutil.rmtree(share)
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
+from tensorflow_datasets.proto import tf_example_pb2
 
 from lumiere_jax.data.clip_extraction import Clip, ClipSettings, LeftOut, extract_clips
 from lumiere_jax.data.source_videos import SourceVideo
@@ -140,7 +141,7 @@ class PrepareVideo:
                     reason = f"has {part.frames} of the {self.settings.frames} frames of a clip"
                     left_out.append([round(part.start, 3), round(part.end, 3), reason])
                     continue
-                record = schema.serialize_example(self._record(video, part))
+                record = _serialize(schema, self._record(video, part))
                 write(record)
                 clips, size, last = clips + 1, size + len(record), part
         facts = {"fps": last.source_fps, "height": last.source_height, "width": last.source_width, "seconds": seconds}
@@ -154,6 +155,11 @@ class PrepareVideo:
             "source": video.name,
             **{field.name: getattr(clip, field.name) for field in dataclasses.fields(clip) if field.name != "images"},
         }
+
+
+def _serialize(schema: tfds.features.FeaturesDict, record: Mapping[str, Any]) -> bytes:
+    # A record is a protobuf with a map, which TFDS writes in an order that changes from process to process.
+    return tf_example_pb2.Example.FromString(schema.serialize_example(record)).SerializeToString(deterministic=True)
 
 
 # Shards ----------------------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """Where a video cuts from one scene to the next, found while it is decoded.
 
 PySceneDetect's AdaptiveDetector: a frame starts a scene where it differs from the one before by far more than its
-neighbours do from theirs, so that fast motion is no cut. Hard cuts only: fades and dissolves pass.
+neighbours do from theirs, so that fast motion is no cut. Hard cuts only: fades and dissolves pass. Brightness alone is
+compared: the hue of gray is noise, and makes cuts all over black-and-white and dark videos.
 """
 
 import collections
@@ -41,7 +42,7 @@ def split_scenes(timed_frames: Iterable[TimedFrame]) -> Iterator[Iterator[TimedF
 
 def _number_scenes(timed_frames: Iterable[TimedFrame]) -> Iterator[tuple[int, float, av.VideoFrame]]:
     cv2.setNumThreads(1)  # videos are prepared side by side, one thread each
-    detector = AdaptiveDetector(min_scene_len=0, window_width=_WINDOW)
+    detector = AdaptiveDetector(min_scene_len=0, window_width=_WINDOW, luma_only=True)
     timed_frames = iter(timed_frames)
     waiting: collections.deque[TimedFrame] = collections.deque()
     images = _detector_images(timed_frames, waiting)

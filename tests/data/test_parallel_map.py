@@ -37,7 +37,15 @@ def test_every_item_has_its_result(workers):
 
 def test_a_process_that_dies_costs_its_own_item_alone():
     results = dict(map_in_processes(Square(), range(7), 2, died))
-    assert {item: result for item, (result, _) in results.items()} == {0: 0, 1: 1, 2: 4, 3: "died", 4: 16, 5: "died", 6: 36}
+    assert {item: result for item, (result, _) in results.items()} == {
+        0: 0,
+        1: 1,
+        2: 4,
+        3: "died",
+        4: 16,
+        5: "died",
+        6: 36,
+    }
 
 
 @pytest.mark.parametrize("workers", [0, 2])

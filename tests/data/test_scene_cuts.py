@@ -17,6 +17,14 @@ def test_cuts_are_found_wherever_they_are(lengths):
     assert scene_lengths(video_io.encode_mp4(scenes(*lengths), 10, crf=10)) == list(lengths)
 
 
+def test_black_and_white_with_a_little_noise_in_its_colours():
+    """Whose hue is anything from frame to frame."""
+    noise = np.random.default_rng(0).integers(-1, 2, (41, 1, 1, 3))
+    gray = scenes(12, 9, 20).mean(axis=-1, keepdims=True)
+    video = np.clip(gray + noise, 0, 255).astype(np.uint8)
+    assert scene_lengths(video_io.encode_mp4(video, 10, lossless=True)) == [12, 9, 20]
+
+
 def test_every_frame_is_in_one_scene_with_its_time():
     data = video_io.encode_mp4(scenes(7, 9), 10, crf=10)
     with video_io.open_video(data) as video:
