@@ -51,7 +51,8 @@ def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
     image.unet.update({"in_channels": 6, "noise_level_embedding": True, "resnet_skip_time_act": True})
     image.unet.update({"block_out_channels": (16, 16, 16, 32), "norm_num_groups": 2})
     image.unet.update({"cross_attention": (False, False, False, True), "time_embedding_act_fn": "gelu"})
-    # Little noise on the low-resolution picture: the demo's thin layers can pass a clean one on, not mend a bad one.
+    # Little noise on the low-resolution picture, for thin layers to pass on rather than mend; its effect was not
+    # measured apart from that of the width (docs/demo.md).
     image.diffusion.update({"log_snr_shift": 0.0, "weighting": "uniform", "max_noise_level": 0.1})
     config.sampling.noise_level = 0.05
     image.training.update({"steps": 300, "batch_size": 8, "learning_rate": 6e-3})

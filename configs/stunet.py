@@ -12,21 +12,24 @@ inflates DeepFloyd IF's stage I, which must be imported first: docs/pretrained_w
 that each variant needs, and what has not been run.
 
 From the paper: the temporal strides 2, 2, then 1 (80 -> 40 -> 20 frames), which layers are trained, the initialisation;
-of `if_m`, `if_l` and `if_xl` also the clip: 80 frames at 16 fps, 128x128 pixels. Not from the paper: every other value.
+of `small`, `if_m`, `if_l` and `if_xl` also the clip: 80 frames at 16 fps, 128x128 pixels. Not from the paper: every
+other value.
 """
 
 import ml_collections
 
 from configs import deepfloyd_if, text_to_image
 
-VARIANTS = ("demo", "test", *deepfloyd_if.STAGE_1)
+VARIANTS = ("demo", "small", "test", *deepfloyd_if.STAGE_1)
 
 
 def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
     """Builds the config of a variant.
 
-    `demo`: 16 frames of 32x32 pixels at 8 fps. `test`: too small to learn anything. `if_m`, `if_l`, `if_xl`: over
-    imported weights of DeepFloyd IF. `if_tiny`: their rehearsal on a laptop.
+    `demo`: 16 frames of 32x32 pixels at 8 fps. `small`: 80 frames of 128x128 pixels at 16 fps over an image model
+    that one accelerator trains; it has not been trained yet. `if_m`, `if_l`, `if_xl`: the same clip over imported
+    weights of DeepFloyd IF. `if_tiny`: their rehearsal on a laptop. `test`: too small to learn anything.
+    docs/model_sizes.md has the size of each.
     """
     if variant not in VARIANTS:
         raise ValueError(f"configs/stunet.py has no variant {variant!r}: use {', '.join(VARIANTS)}")
@@ -64,6 +67,7 @@ def inflated(image: ml_collections.ConfigDict, variant: str) -> ml_collections.C
         "attention_head_dim": 16,
         "resampler_kernel": 3,
         "resampler_init": "identity",
+        "attention_levels": "coarsest",
     }
     config.diffusion = image.diffusion
     config.training = image.training.copy_and_resolve_references()
@@ -71,6 +75,12 @@ def inflated(image: ml_collections.ConfigDict, variant: str) -> ml_collections.C
     config.training.update({"checkpoint_every": 200, "validate_every": 100, "validation_clips": 8, "log_every": 20})
     config.sampling = image.sampling.copy_and_resolve_references()
     config.mesh = {"data": -1, "rows": 1}
+    if variant == "small":
+        config.compute_dtype = image.compute_dtype
+        config.clip = {"frames": 80, "fps": 16.0, "size": 128}
+        config.temporal.update({"norm_groups": 16, "attention_head_dim": 64})
+        config.training.update({"steps": 100_000, "batch_size": 8, "learning_rate": 1e-4, "log_every": 50})
+        config.training.update({"checkpoint_every": 1000, "validate_every": 1000, "preview_every": 5000})
     if variant == "test":
         config.clip.update({"frames": 4, "size": 16})
         config.temporal.strides = (2,)

@@ -29,7 +29,7 @@ from ml_collections import config_flags
 
 from lumiere_jax.checkpoints.checkpointing import CheckpointError
 from lumiere_jax.checkpoints.imported_unet import is_imported_unet
-from lumiere_jax.checkpoints.run_directory import RunDirectory
+from lumiere_jax.checkpoints.run_directory import RunDirectory, text_encoder_sha256
 from lumiere_jax.data.open_dataset import open_dataset
 from lumiere_jax.distributed import mesh as meshes
 from lumiere_jax.distributed import partitioning, platform
@@ -79,15 +79,15 @@ def prepare_text_embeddings(
             f"the tokenizer has {tokenizer.vocab_size} tokens, the text encoder {checkpoint} has "
             f"{text_encoder.config.vocab_size}: give the tokenizer that belongs to it"
         )
-    padding_sees_tokens = text.get("padding_sees_tokens", False)
-    facts = embedding_store.made_with(text_encoder, tokenizer, text.length, padding_sees_tokens)
+    sha256, text_dim = text_encoder_sha256(text_encoder, None), text_encoder.config.emb_dim
+    facts = embedding_store.made_with(sha256, text_dim, tokenizer, text.length, text.padding_sees_tokens)
     encoder = text_encoder
     if implementation == "t5x":
         encoder = T5XEncoder(nnx.to_pure_dict(nnx.state(text_encoder)))
 
     @jax.jit
     def embed(encoder: nnx.Module, tokens: Array) -> Array:
-        return encoder(tokens, padding_sees_tokens=padding_sees_tokens)
+        return encoder(tokens, padding_sees_tokens=text.padding_sees_tokens)
 
     def encode(tokens: Int32[np.ndarray, "batch tokens"]) -> Float[np.ndarray, "batch tokens text_dim"]:
         return np.asarray(embed(encoder, partitioning.shard_batch(mesh, tokens)))

@@ -8,7 +8,6 @@ run continues from its newest complete checkpoint, whatever stopped it.
 import functools
 import pathlib
 import sys
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -22,7 +21,6 @@ from ml_collections import config_flags
 
 from lumiere_jax.checkpoints.checkpointing import CheckpointError
 from lumiere_jax.checkpoints.run_directory import Run, RunDirectory, build_unet
-from lumiere_jax.data.input_pipeline import EncodeCaption, Record, make_batches
 from lumiere_jax.data.open_dataset import open_dataset
 from lumiere_jax.distributed import mesh as meshes
 from lumiere_jax.distributed import partitioning, platform
@@ -30,10 +28,10 @@ from lumiere_jax.models import parameter_partition
 from lumiere_jax.models.text_to_video import TextToVideo
 from lumiere_jax.pipelines.results import write_preview
 from lumiere_jax.pipelines.text_to_video import sample_videos, sampling_settings
-from lumiere_jax.text.embedding_store import EmbeddingStore
-from lumiere_jax.text.tokenizer import Tokenizer
 from lumiere_jax.train_progress import Progress
 from lumiere_jax.train_setup import (
+    batches_of,
+    caption_encoder,
     check_captions,
     check_config,
     check_same_run,
@@ -68,7 +66,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Non
     config, tokenizer, text_encoder = prepared.config, prepared.tokenizer, prepared.text_encoder
     check_captions(tokenizer, config.text.length, train_set, validation_set)
     sampling_settings(config)  # raises now, not at the first preview
-    embeddings = open_embeddings(config, tokenizer, text_encoder, train_set, validation_set)
+    embeddings = open_embeddings(prepared, train_set, validation_set)
     check_same_run(run_dir.read_config(), config)
     print(f"=== {config.name} in {run_dir.path} ===", flush=True)
 
@@ -76,7 +74,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Non
     text_to_video = functools.partial(
         TextToVideo,
         dtype=jnp.dtype(config.compute_dtype),
-        padding_sees_tokens=config.text.get("padding_sees_tokens", False),
+        padding_sees_tokens=config.text.padding_sees_tokens,
     )
     # Where the embeddings were made ahead of time, the text encoder stays in the host's memory, for previews.
     model = text_to_video(None if embeddings else text_encoder, build_unet(config, prepared.image_unet))
@@ -112,9 +110,9 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Non
 
     # ---------------------------------------------------------------- Batches: the position in the data is the step
     fields = config.training
-    encode = _caption_encoder(config, tokenizer, embeddings)
-    batches = _batches(config, encode, train_set, fields.batch_size, first_step, config.text.dropout)
-    validation_batch = next(_batches(config, encode, validation_set, fields.validation_clips))
+    encode = caption_encoder(config, tokenizer, embeddings)
+    batches = batches_of(config, encode, train_set, fields.batch_size, first_step, config.text.dropout)
+    validation_batch = next(batches_of(config, encode, validation_set, fields.validation_clips))
     validation_batch = _to_device(mesh, validation_batch)
 
     # ---------------------------------------------------------------- Loop
@@ -148,40 +146,6 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Non
 
 def _place(mesh: jax.sharding.Mesh, tree: Any) -> Any:
     return jax.device_put(tree, partitioning.parameter_shardings(mesh, tree))
-
-
-def _caption_encoder(
-    config: ml_collections.ConfigDict, tokenizer: Tokenizer, embeddings: EmbeddingStore | None
-) -> EncodeCaption:
-    """Captions to what the train step gets of them: token ids, or stored embeddings."""
-    if embeddings:
-        return lambda captions: {"text": embeddings.embeddings(captions)}
-    return lambda captions: {"text": tokenizer.encode(captions, config.text.length)[0]}
-
-
-def _batches(
-    config: ml_collections.ConfigDict,
-    encode_caption: EncodeCaption,
-    dataset: Sequence[Record],
-    batch_size: int,
-    start_step: int = 0,
-    caption_dropout: float = 0.0,
-) -> Iterator[dict]:
-    return make_batches(
-        dataset,
-        batch_size=batch_size,
-        frames=config.clip.frames,
-        fps=config.clip.fps,
-        size=config.clip.size,
-        seed=config.seed,
-        start_step=start_step,
-        caption_dropout=caption_dropout,
-        encode_caption=encode_caption,
-        num_threads=config.dataset.threads,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        cache_bytes=config.dataset.cache_bytes,
-    )
 
 
 def _to_device(mesh: jax.sharding.Mesh, batch: dict) -> Batch:

@@ -1,10 +1,10 @@
-"""What a training run needs before its first step: checks, text encoder, frozen image model, optimiser."""
+"""What a training run needs before its first step: checks, text encoder, frozen image model, optimiser, batches."""
 
 import dataclasses
 import importlib.metadata
 import platform
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -22,8 +22,9 @@ from lumiere_jax.checkpoints.run_directory import (
     load_image_unet,
     load_imported_text_encoder,
     load_text_encoder,
+    text_encoder_sha256,
 )
-from lumiere_jax.data.input_pipeline import Record
+from lumiere_jax.data.input_pipeline import EncodeCaption, Record, make_batches
 from lumiere_jax.diffusion import low_resolution, noise_schedule
 from lumiere_jax.diffusion.loss import loss_weight
 from lumiere_jax.distributed import partitioning
@@ -184,8 +185,9 @@ def prepare_inflation(
 
 
 def _text_placement(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> dict[str, Any]:
-    """Where a frozen text encoder lies: on the devices, or on the host if only previews need it."""
-    return {"on_host": True} if config.text.get("embeddings") else {"sharding": partitioning.replicated(mesh)}
+    """How a frozen text encoder is loaded: in which type; on the devices, or on the host if only previews need it."""
+    where = {"on_host": True} if config.text.get("embeddings") else {"sharding": partitioning.replicated(mesh)}
+    return {"dtype": jnp.dtype(config.compute_dtype), **where}
 
 
 def _keep(image: ImageModel, run_dir: RunDirectory) -> None:
@@ -269,21 +271,56 @@ def check_captions(tokenizer: Tokenizer, length: int, *datasets: Sequence[Record
         tokenizer.encode(captions_of(dataset), length)
 
 
-def open_embeddings(
-    config: ml_collections.ConfigDict, tokenizer: Tokenizer, text_encoder: T5Encoder, *datasets: Sequence[Record]
-) -> EmbeddingStore | None:
-    """The text embeddings that the config names; None where the text encoder runs in the train step.
+def open_embeddings(prepared: Prepared, *datasets: Sequence[Record]) -> EmbeddingStore | None:
+    """The text embeddings that a run's config names; None where the text encoder runs in the train step.
 
     Raises:
       FileNotFoundError, ValueError: they are not whole, not this text encoder's, or lack captions of the data sets.
     """
-    fields = config.text
+    fields = prepared.config.text
     if not fields.get("embeddings"):
         return None
     store = EmbeddingStore(fields.embeddings)
-    facts = made_with(text_encoder, tokenizer, fields.length, fields.get("padding_sees_tokens", False))
+    sha256 = text_encoder_sha256(prepared.text_encoder, prepared.references.text_encoder)
+    text_dim = prepared.text_encoder.config.emb_dim
+    facts = made_with(sha256, text_dim, prepared.tokenizer, fields.length, fields.padding_sees_tokens)
     store.check(facts, {caption for dataset in datasets for caption in captions_of(dataset)})
     return store
+
+
+def caption_encoder(
+    config: ml_collections.ConfigDict, tokenizer: Tokenizer, embeddings: EmbeddingStore | None
+) -> EncodeCaption:
+    """Captions to what the train step gets of them: token ids, or stored embeddings."""
+    if embeddings:
+        return lambda captions: {"text": embeddings.embeddings(captions)}
+    return lambda captions: {"text": tokenizer.encode(captions, config.text.length)[0]}
+
+
+def batches_of(
+    config: ml_collections.ConfigDict,
+    encode_caption: EncodeCaption,
+    dataset: Sequence[Record],
+    batch_size: int,
+    start_step: int = 0,
+    caption_dropout: float = 0.0,
+) -> Iterator[dict]:
+    """This host's batches of `config.clip`, from step `start_step` on; see `make_batches`."""
+    return make_batches(
+        dataset,
+        batch_size=batch_size,
+        frames=config.clip.frames,
+        fps=config.clip.fps,
+        size=config.clip.size,
+        seed=config.seed,
+        start_step=start_step,
+        caption_dropout=caption_dropout,
+        encode_caption=encode_caption,
+        num_threads=config.dataset.threads,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        cache_bytes=config.dataset.cache_bytes,
+    )
 
 
 def captions_of(dataset: Sequence[Record]) -> list[str]:

@@ -18,6 +18,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Sharding, SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
+from lumiere_jax.text.storage import StoredArray
+
 _LISTED = 8  # leaves named in a mismatch message
 
 
@@ -192,14 +194,14 @@ def load_tree(
 def tree_hash(tree: Any) -> str:
     """SHA-256 (hex) of the names, shapes, dtypes and bytes of all leaves: the same on every process and machine.
 
-    Sharding and the order of keys do not enter. One leaf at a time is brought to the host. On several hosts every
-    process must call it.
+    Sharding and the order of keys do not enter. One leaf at a time is brought to the host; a `StoredArray` is read when
+    its turn comes. On several hosts every process must call it.
     """
     digest = hashlib.sha256()
     for name, leaf in sorted(named_leaves(tree).items()):
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable and not leaf.is_fully_replicated:
             leaf = multihost_utils.process_allgather(leaf, tiled=True)
-        value = np.asarray(leaf, order="C")
+        value = np.asarray(leaf.load() if isinstance(leaf, StoredArray) else leaf, order="C")
         digest.update(f"{name}\0{value.shape}\0{value.dtype.name}\0".encode())
         digest.update(value.reshape(-1).view(np.uint8))
     return digest.hexdigest()

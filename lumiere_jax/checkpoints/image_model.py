@@ -10,8 +10,8 @@ from jaxtyping import DTypeLike
 from lumiere_jax.checkpoints.imported_unet import is_imported_unet, load_imported_unet, open_imported_unet
 from lumiere_jax.checkpoints.run_directory import Reference, References, load_imported_text_encoder, load_run
 from lumiere_jax.models.unet2d import UNet2D
-from lumiere_jax.text.load_t5 import find_tokenizer, stored_config
-from lumiere_jax.text.t5_encoder import T5Encoder
+from lumiere_jax.text.load_t5 import find_tokenizer, open_t5_encoder
+from lumiere_jax.text.t5_encoder import T5Config, T5Encoder
 from lumiere_jax.text.tokenizer import Tokenizer
 
 
@@ -42,7 +42,7 @@ def load_image_model(
       text_checkpoint: with an imported U-Net: its T5 encoder (see `load_t5_encoder`). With a run: where the imported
         encoder that it refers to lies now, if it was moved.
       tokenizer: the SentencePiece model of `text_checkpoint`; default: `tokenizer.model` in it.
-      dtype: of an imported U-Net's parameters.
+      dtype: of imported parameters, the U-Net's and the text encoder's.
       sharding: of every imported parameter; None: the first local device.
       text_on_host: leaves an imported text encoder in the host's memory.
 
@@ -51,7 +51,7 @@ def load_image_model(
       ValueError: an imported U-Net without a text encoder, or with one of another width; the run of an inflated model.
     """
     if not is_imported_unet(path):
-        run = load_run(path, text_checkpoint=text_checkpoint or None, require_finished=True)
+        run = load_run(path, text_checkpoint=text_checkpoint or None, text_dtype=dtype, require_finished=True)
         if "temporal" in run.config:
             raise ValueError(f"init_from={path} is an inflated run: give the run of an image model")
         return ImageModel(
@@ -67,7 +67,7 @@ def load_image_model(
     check_width(text_checkpoint, imported.config.text_dim)
     unet = load_imported_unet(imported, dtype, sharding)
     text_encoder, text_reference = load_imported_text_encoder(
-        text_checkpoint, sharding=None if text_on_host else sharding, on_host=text_on_host
+        text_checkpoint, dtype=dtype, sharding=None if text_on_host else sharding, on_host=text_on_host
     )
     references = References(Reference(str(imported.path), imported.sha256), text_reference)
     return ImageModel(unet, text_encoder, vocabulary, {}, references)
@@ -75,7 +75,7 @@ def load_image_model(
 
 def check_width(text_checkpoint: str, text_dim: int) -> None:
     """Raises a ValueError if a text encoder is not as wide as a U-Net expects; reads no parameters."""
-    width = stored_config(text_checkpoint).emb_dim
+    width = T5Config.from_parameters(open_t5_encoder(text_checkpoint)).emb_dim
     if width != text_dim:
         raise ValueError(
             f"text.checkpoint={text_checkpoint} is {width} wide, the U-Net expects text_dim={text_dim}: take the "

@@ -19,7 +19,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 from flax import nnx
+from jaxtyping import DTypeLike
 
 from lumiere_jax.checkpoints.checkpointing import CheckpointError, CheckpointManager, load_tree, tree_hash
 from lumiere_jax.checkpoints.imported_unet import load_imported_unet, open_imported_unet
@@ -28,7 +30,7 @@ from lumiere_jax.models.stunet import inflate
 from lumiere_jax.models.temporal import TemporalConfig
 from lumiere_jax.models.text_to_video import TextToVideo
 from lumiere_jax.models.unet2d import UNet2D, UNet2DConfig
-from lumiere_jax.text.load_t5 import TOKENIZER, load_t5_encoder
+from lumiere_jax.text.load_t5 import TOKENIZER, load_t5_encoder, open_t5_encoder
 from lumiere_jax.text.storage import is_remote
 from lumiere_jax.text.t5_encoder import T5Encoder
 from lumiere_jax.text.t5x_checkpoint import write_t5x_checkpoint
@@ -172,8 +174,13 @@ def _steps(directory: pathlib.Path) -> list[int]:
 
 
 def config_from_json(fields: dict[str, Any]) -> ml_collections.ConfigDict:
-    """The config that `to_json_best_effort` wrote."""
-    return ml_collections.ConfigDict(_as_tuples(fields))
+    """The config that `to_json_best_effort` wrote, with what it lacks because it was written by an older version.
+
+    Before there was `text.padding_sees_tokens`, and with it embeddings ahead of time, all text was encoded as T5X does.
+    """
+    fields = _as_tuples(fields)
+    fields["text"] = {"padding_sees_tokens": False} | fields["text"]
+    return ml_collections.ConfigDict(fields)
 
 
 def _as_tuples(node: Any) -> Any:
@@ -237,13 +244,14 @@ def load_text_encoder(
     step: int,
     *,
     moved_to: str | None = None,
+    dtype: DTypeLike = jnp.float32,
     sharding: jax.sharding.Sharding | None = None,
     on_host: bool = False,
 ) -> tuple[T5Encoder, Reference | None]:
-    """The text encoder of a run at `step`, frozen: its own, or the imported one that it refers to.
+    """The text encoder of a run at `step`, frozen: its own, in float32, or the imported one that it refers to.
 
-    Arguments, result and errors as for `load_image_unet`; `on_host` as for `load_t5_encoder`; a ValueError for
-    `moved_to` of a run that holds its own.
+    Arguments, result and errors as for `load_image_unet`; `dtype` as for `load_imported_text_encoder`; `on_host` as for
+    `load_t5_encoder`; a ValueError for `moved_to` of a run that holds its own.
     """
     recorded = directory.read_references().text_encoder
     if moved_to and recorded is None:
@@ -252,32 +260,47 @@ def load_text_encoder(
         encoder = load_t5_encoder(directory.text_encoder(step), sharding=sharding, on_host=on_host)
         return parameter_partition.freeze(encoder), None
     path = _locate("text encoder", recorded, moved_to)
-    return load_imported_text_encoder(path, recorded, sharding=sharding, on_host=on_host)
+    return load_imported_text_encoder(path, recorded, dtype=dtype, sharding=sharding, on_host=on_host)
 
 
 def load_imported_text_encoder(
     path: str,
     recorded: Reference | None = None,
     *,
+    dtype: DTypeLike = jnp.float32,
     sharding: jax.sharding.Sharding | None = None,
     on_host: bool = False,
 ) -> tuple[T5Encoder, Reference]:
-    """A pre-trained text encoder, frozen, and how to refer to it.
+    """A pre-trained text encoder, frozen, and how to refer to it. It computes in float32, whatever `dtype` is.
+
+    The file is read twice: one array at a time for the hash, which is of float32 values, and then to where it belongs.
 
     Args:
       path: as for `load_t5_encoder`.
       recorded: what it must be the same as; None: nothing yet.
+      dtype: of its parameters.
       sharding, on_host: where its parameters lie, as for `load_t5_encoder`.
 
     Raises:
       CheckpointError: it is another than `recorded`.
     """
-    encoder = parameter_partition.freeze(load_t5_encoder(path, sharding=sharding, on_host=on_host))
     absolute = path if is_remote(path) else os.path.abspath(path)
-    found = Reference(absolute, tree_hash(nnx.to_pure_dict(nnx.state(encoder))))
+    stored = jax.tree.map(lambda array: array.astype(np.float32), open_t5_encoder(path))
+    found = Reference(absolute, tree_hash(stored))
     if recorded is not None:
         check_same("text encoder", found, recorded)
-    return encoder, found
+    encoder = load_t5_encoder(path, param_dtype=dtype, sharding=sharding, on_host=on_host)
+    return parameter_partition.freeze(encoder), found
+
+
+def text_encoder_sha256(text_encoder: T5Encoder, reference: Reference | None) -> str:
+    """The `Reference.sha256` of a text encoder: as it was found in loading an imported one, else computed.
+
+    Args:
+      text_encoder: where `reference` is None, with its float32 parameters.
+      reference: how a run refers to it; None: it holds its own.
+    """
+    return reference.sha256 if reference else tree_hash(nnx.to_pure_dict(nnx.state(text_encoder)))
 
 
 _MOVED = {
@@ -311,6 +334,7 @@ def load_run(
     *,
     init_from: str | None = None,
     text_checkpoint: str | None = None,
+    text_dtype: DTypeLike | None = None,
     require_finished: bool = False,
 ) -> Run:
     """Loads a trained model with its averaged parameters.
@@ -319,6 +343,7 @@ def load_run(
       path: a run directory, as `train --workdir` makes it.
       init_from: where the imported U-Net lies now, if it was moved since the training.
       text_checkpoint: where the imported text encoder lies now, if it was moved.
+      text_dtype: of the parameters of an imported text encoder; None: the run's `compute_dtype`.
       require_finished: refuse a run that has not reached its config's number of steps.
 
     Raises:
@@ -349,10 +374,9 @@ def load_run(
             image_unet, unet_reference = load_image_unet(directory, config, moved_to=init_from)
         graphdef, trained, frozen = parameter_partition.split(build_unet(config, image_unet))
         _, restored = manager.restore({"average": {"unet": trained}}, step, partial=True)
-    text_encoder, text_reference = load_text_encoder(directory, step, moved_to=text_checkpoint)
+    dtype, padding_sees_tokens = jnp.dtype(config.compute_dtype), config.text.padding_sees_tokens
+    text_dtype = dtype if text_dtype is None else text_dtype
+    text_encoder, text_reference = load_text_encoder(directory, step, moved_to=text_checkpoint, dtype=text_dtype)
     unet = nnx.merge(graphdef, restored["average"]["unet"], frozen)
-    padding_sees_tokens = config.text.get("padding_sees_tokens", False)
-    model = TextToVideo(
-        text_encoder, unet, dtype=jnp.dtype(config.compute_dtype), padding_sees_tokens=padding_sees_tokens
-    )
+    model = TextToVideo(text_encoder, unet, dtype=dtype, padding_sees_tokens=padding_sees_tokens)
     return Run(config, tokenizer, model, step, directory.path, References(unet_reference, text_reference))

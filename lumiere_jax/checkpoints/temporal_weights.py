@@ -28,6 +28,7 @@ from lumiere_jax.checkpoints.run_directory import (
     check_same,
     config_from_json,
     load_run,
+    text_encoder_sha256,
 )
 from lumiere_jax.models import parameter_partition
 from lumiere_jax.models.stunet import deflate
@@ -74,7 +75,7 @@ def export_temporal(
         "step": str(run.step),
         "backbone": name,
         "backbone_sha256": unet.sha256 if unet else _sha256_of(deflate(run.model.unet)),
-        "text_encoder_sha256": _sha256_of(run.model.text_encoder),
+        "text_encoder_sha256": text_encoder_sha256(run.model.text_encoder, run.references.text_encoder),
         "tokenizer_sha256": hashlib.sha256(run.tokenizer.model_bytes).hexdigest(),
         "versions": json.dumps(RunDirectory(path).read_versions()),
     }
@@ -125,7 +126,8 @@ def load_temporal(
         check_same("U-Net", Reference(init_from, _sha256_of(image.unet)), backbone)
     if image.unet.config != UNet2DConfig(**config.unet):
         raise CheckpointError(f"{init_from} has {image.unet.config}, {path} was trained over {config.unet}")
-    found = (_sha256_of(image.text_encoder), hashlib.sha256(image.tokenizer.model_bytes).hexdigest())
+    text_sha256 = text_encoder_sha256(image.text_encoder, image.references.text_encoder)
+    found = (text_sha256, hashlib.sha256(image.tokenizer.model_bytes).hexdigest())
     for what, ours in zip(("text encoder", "tokenizer"), found, strict=True):
         wanted = metadata[f"{what.replace(' ', '_')}_sha256"]
         if ours != wanted:
@@ -137,6 +139,6 @@ def load_temporal(
     arrays = safetensors_files.open_arrays(path)
     check_parameters(traverse_util.flatten_dict(nested(arrays)), traverse_util.flatten_dict(temporal))
     temporal = nested({name: jnp.asarray(array.load()) for name, array in arrays.items()})
-    unet, padding_sees_tokens = nnx.merge(graphdef, temporal, frozen), config.text.get("padding_sees_tokens", False)
+    unet, padding_sees_tokens = nnx.merge(graphdef, temporal, frozen), config.text.padding_sees_tokens
     model = TextToVideo(image.text_encoder, unet, dtype=dtype, padding_sees_tokens=padding_sees_tokens)
     return Run(config, image.tokenizer, model, int(metadata["step"]), pathlib.Path(path), image.references)

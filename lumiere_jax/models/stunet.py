@@ -5,8 +5,6 @@ each spatial resize inside a temporal one, so the network is down- and up-sample
 model's flow (`UNet2D.__call__`) and its parameters are untouched; `deflate` takes the temporal layers out again.
 """
 
-import math
-
 from flax import nnx
 
 from lumiere_jax.models.temporal import (
@@ -44,7 +42,7 @@ def inflate(unet: UNet2D, config: TemporalConfig, *, rngs: nnx.Rngs) -> UNet2D:
     for i, level in enumerate(unet.up):
         strides = config.strides[::-1][i:][:1]
         _inflate_level(level, TemporalUpsample, config, coarsest=i == 0, stride=strides, rngs=rngs)
-    unet.is_inflated, unet.frame_multiple = True, math.prod(config.strides)
+    unet.is_inflated = True
     return unet
 
 
@@ -57,20 +55,24 @@ def _inflate_level(
     stride: tuple[int, ...],
     rngs: nnx.Rngs,
 ) -> None:
-    block = AttentionInflationBlock if coarsest else ConvInflationBlock
+    has_attention = coarsest or config.attention_levels == "all"
+    block = AttentionInflationBlock if has_attention else ConvInflationBlock
     level.layers = nnx.List([block(layer, config, rngs=rngs) for layer in level.layers])
     if level.resize is not None:
         level.resize = resample(level.resize, stride[0], config, rngs=rngs)
 
 
 def deflate(unet: UNet2D) -> UNet2D:
-    """The image model inside an inflated U-Net, applied frame by frame; shares its parameters, leaves `unet` alone."""
+    """The image model inside an inflated U-Net, applied frame by frame; shares its parameters, leaves `unet` alone.
+
+    Other implementations call this their `ignore_time` mode.
+    """
     image = nnx.merge(*nnx.split(unet))
     for level in (*image.down, *image.up):
         level.layers = nnx.List([_spatial(layer) for layer in level.layers])
         level.resize = _spatial(level.resize)
     image.middle = _spatial(image.middle)
-    image.is_inflated, image.frame_multiple = False, 1
+    image.is_inflated = False
     return image
 
 

@@ -7,6 +7,10 @@
     temporal down-sampling      spatial resize -> identity-initialised 1D temporal conv -> stride
     temporal up-sampling        spatial resize -> frame duplication -> identity-initialised 1D temporal conv
 
+Any number of frames goes through, a single one (an image) too. A stride of s leaves ceil(T / s) of T frames: the first,
+the s-th after it, and so on. Duplication then returns a multiple of s, of which the U-Net keeps the first T, as many as
+the skip connection has (`UNet2D.__call__`). Temporal convolutions see zeros before the first and after the last frame.
+
 Each *contains* the pre-trained layer it inflates and is called like it, so the U-Net around it need not know. With the
 projections at zero and the resamplers at the identity, a clip whose frames are all the same is mapped exactly as the
 image model maps its frames. Every parameter here has the type `TemporalParam`; the contained layer keeps its own.
@@ -22,6 +26,7 @@ from jaxtyping import Array, Float
 
 from lumiere_jax.models.layers import (
     GroupNorm,
+    Initializer,
     LayerNorm,
     Linear,
     SpatialConv,
@@ -48,11 +53,17 @@ class TemporalConfig:
     attention_layers: int = 2  # L in Fig. 4c; its value is not from the paper
     attention_head_dim: int = 16  # not from the paper
     resampler_kernel: int = 3  # not from the paper
-    resampler_init: Literal["identity", "he"] = "identity"  # Appendix B; "he" is its ablation
+    resampler_init: Literal["identity", "he", "tent"] = "identity"  # App. B; the others for benchmarks/initialization
+    attention_levels: Literal["coarsest", "all"] = "coarsest"  # Fig. 4; "all" for benchmarks/temporal_hierarchy
 
     def __post_init__(self):
-        if self.resampler_init not in ("identity", "he"):
-            raise ValueError(f"resampler_init={self.resampler_init!r}: use 'identity' (the paper's) or 'he'")
+        if self.resampler_init not in _RESAMPLER_KERNELS:
+            raise ValueError(f"resampler_init={self.resampler_init!r}: use 'identity' (the paper's), 'he' or 'tent'")
+        if self.attention_levels not in ("coarsest", "all"):
+            raise ValueError(f"attention_levels={self.attention_levels!r}: use 'coarsest' (the paper's) or 'all'")
+        for field in ("conv_kernel", "spatial_kernel", "resampler_kernel"):
+            if getattr(self, field) % 2 != 1:
+                raise ValueError(f"{field}={getattr(self, field)} must be odd, so that it has a middle")
 
 
 def identity_kernel(_key: jax.Array, shape: tuple[int, int, int]) -> Float[Array, "taps features features"]:
@@ -61,9 +72,24 @@ def identity_kernel(_key: jax.Array, shape: tuple[int, int, int]) -> Float[Array
     return jnp.zeros(shape).at[taps // 2].set(jnp.eye(features))
 
 
+def tent_kernel(_key: jax.Array, shape: tuple[int, int, int]) -> Float[Array, "taps features features"]:
+    """A tent over time, [.5, 1, .5] for three taps, as other implementations start with: doubles a still clip."""
+    taps, features, _ = shape
+    middle = taps // 2
+    weights = 1.0 - jnp.abs(jnp.arange(taps) - middle) / (middle + 1)
+    return weights[:, None, None] * jnp.eye(features)
+
+
+_RESAMPLER_KERNELS: dict[str, Initializer] = {
+    "identity": identity_kernel,
+    # The "standard initialization (He et al., 2015)" that Appendix B compares with.
+    "he": jax.nn.initializers.he_normal(in_axis=(0, 1), out_axis=2),
+    "tent": tent_kernel,
+}
+
+
 def _resampling_conv(features: int, config: TemporalConfig, rngs: nnx.Rngs) -> TemporalConv:
-    he = jax.nn.initializers.he_normal(in_axis=(0, 1), out_axis=2)
-    init = identity_kernel if config.resampler_init == "identity" else he
+    init = _RESAMPLER_KERNELS[config.resampler_init]
     return TemporalConv(
         features, features, kernel_size=config.resampler_kernel, kernel_init=init, param=TemporalParam, rngs=rngs
     )
@@ -125,8 +151,9 @@ class TemporalAttention(nnx.Module):
 def rotate_by_time(x: Float[Array, "*batch frames heads width"]) -> Float[Array, "*batch frames heads width"]:
     """Rotary position embedding (arXiv 2104.09864, eq. 34) over the frames axis, frequencies from 1 down to 1e-4."""
     frames, _, width = x.shape[-3:]
-    frequencies = 10_000.0 ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
-    angles = (jnp.arange(frames, dtype=jnp.float32)[:, None] * frequencies)[:, None, :]
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    frequencies = 10_000.0 ** (-jnp.arange(0, width, 2, dtype=wide) / width)
+    angles = (jnp.arange(frames, dtype=wide)[:, None] * frequencies)[:, None, :]
     cos, sin = jnp.cos(angles).astype(x.dtype), jnp.sin(angles).astype(x.dtype)
     even, odd = x[..., 0::2], x[..., 1::2]
     return jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1).reshape(x.shape)

@@ -299,8 +299,7 @@ class UNet2D(nnx.Module):
 
     def __init__(self, config: UNet2DConfig, *, rngs: nnx.Rngs):
         self.config = config
-        self.is_inflated = False  # `stunet.inflate` sets these two
-        self.frame_multiple = 1  # frames are padded to a multiple of this
+        self.is_inflated = False  # set by `stunet.inflate`
         widths = config.block_out_channels
         self.time_embedding = TimestepEmbedding(config, rngs=rngs)
         self.noise_level_embedding = TimestepEmbedding(config, rngs=rngs) if config.noise_level_embedding else None
@@ -325,14 +324,15 @@ class UNet2D(nnx.Module):
         """The network's prediction.
 
         Args:
-          x: noisy video (for super-resolution: with the low-resolution video in the last channels). Frames, height and
-            width that the strides do not divide are padded by repeating the last one, and the result is cropped.
+          x: noisy video (for super-resolution: with the low-resolution video in the last channels), of any number of
+            frames. Height and width that `config.spatial_stride` does not divide are padded by repeating the last row
+            or column, and the result is cropped.
           time: the schedule's `network_time`, one value per clip.
           text: raw output of the text encoder. DeepFloyd IF attends to padding, so `text_mask` is normally None.
           text_mask: `[batch, tokens]`, 1 where a token is valid; hides the others from cross-attention alone.
           noise_level: the augmentation level of the low-resolution input, in the units of `time`.
         """
-        frames, height, width = x.shape[1:4]
+        height, width = x.shape[2:4]
         embedding, context = self.condition(time, text, text_mask, noise_level)
         h = self.conv_in(self._pad(x))
         skips = [h]
@@ -346,11 +346,13 @@ class UNet2D(nnx.Module):
         h = self.middle(h, embedding, context)
         for level in self.up:
             for layer in level.layers:
-                h = layer(jnp.concatenate([h, skips.pop()], axis=-1), embedding, context)
+                skip = skips.pop()
+                # Temporal up-sampling returns a multiple of its stride: frames past the skip connection's are dropped.
+                h = layer(jnp.concatenate([h[:, : skip.shape[1]], skip], axis=-1), embedding, context)
             if level.resize is not None:
                 h = level.resize(h, embedding, context)
         h = self.conv_out(activation(self.config.act_fn, self.conv_norm_out(h)))
-        return h[:, :frames, :height, :width]
+        return h[:, :, :height, :width]
 
     def condition(
         self,
@@ -373,7 +375,7 @@ class UNet2D(nnx.Module):
 
     def _pad(self, x: Array) -> Array:
         stride = self.config.spatial_stride
-        multiples = (1, self.frame_multiple, stride, stride, 1)
+        multiples = (1, 1, stride, stride, 1)
         padding = [(0, -size % multiple) for size, multiple in zip(x.shape, multiples, strict=True)]
         return jnp.pad(x, padding, mode="edge")
 

@@ -28,11 +28,9 @@ import ml_dtypes
 import numpy as np
 import tqdm
 from array_record.python import array_record_data_source, array_record_module
-from flax import nnx, serialization
+from flax import serialization
 from jaxtyping import Float, Int32
 
-from lumiere_jax.checkpoints.checkpointing import tree_hash
-from lumiere_jax.text.t5_encoder import T5Encoder
 from lumiere_jax.text.tokenizer import Tokenizer
 
 FORMAT = 1
@@ -46,20 +44,23 @@ _BEFORE_METADATA = {"captions.jsonl", "captions.jsonl.partial", "metadata.json.p
 Encode = Callable[[Int32[np.ndarray, "batch tokens"]], Float[np.ndarray, "batch tokens text_dim"]]
 
 
-def made_with(text_encoder: T5Encoder, tokenizer: Tokenizer, length: int, padding_sees_tokens: bool) -> dict[str, Any]:
+def made_with(
+    encoder_sha256: str, text_dim: int, tokenizer: Tokenizer, length: int, padding_sees_tokens: bool
+) -> dict[str, Any]:
     """All that the embeddings of a caption follow from; weights and vocabulary by their SHA-256.
 
     Args:
-      text_encoder: with float32 parameters, as `load_t5_encoder` gives them.
+      encoder_sha256: of the text encoder's parameters, from `text_encoder_sha256`.
+      text_dim: the text encoder's width.
       tokenizer: the SentencePiece model.
       length: tokens per caption, padding included.
       padding_sees_tokens: see `T5Encoder`.
     """
     return {
-        "encoder": tree_hash(nnx.to_pure_dict(nnx.state(text_encoder))),
+        "encoder": encoder_sha256,
         "tokenizer": hashlib.sha256(tokenizer.model_bytes).hexdigest(),
         "length": length,
-        "text_dim": text_encoder.config.emb_dim,
+        "text_dim": text_dim,
         "padding_sees_tokens": padding_sees_tokens,
     }
 

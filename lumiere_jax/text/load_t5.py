@@ -44,16 +44,22 @@ def encoder_from_parameters(tree: Mapping[str, Any], dtype: DTypeLike = jnp.floa
 
 
 def load_t5_encoder(
-    path: str | os.PathLike[str], dtype: DTypeLike = jnp.float32, *, sharding: Sharding = None, on_host: bool = False
+    path: str | os.PathLike[str],
+    dtype: DTypeLike = jnp.float32,
+    *,
+    param_dtype: DTypeLike | None = None,
+    sharding: Sharding = None,
+    on_host: bool = False,
 ) -> T5Encoder:
     """A pretrained encoder, from a T5X checkpoint (local or `gs://`) or Hugging Face safetensors.
 
-    Parameters go from the file straight to the devices, cast to `dtype`: the host holds only those in flight.
+    Parameters go from the file straight to the devices, cast on the way: the host holds only those in flight.
 
     Args:
       path: a T5X checkpoint directory or its parent; or a `.safetensors` file, an `.index.json` file or a
         directory that holds them.
-      dtype: of the parameters and of the computation.
+      dtype: of the computation.
+      param_dtype: of the parameters; None: `dtype`.
       sharding: one for all parameters, or a function of the parameter's path ("encoder/layers_0/..."); None
         puts everything on the first local device.
       on_host: leaves the parameters in the host's memory, as numpy arrays, and takes no memory of a device; not
@@ -68,17 +74,18 @@ def load_t5_encoder(
     if sharding is None and not on_host:
         sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     read = read_hugging_face_t5 if is_hugging_face_t5(path) else read_t5x_encoder
-    return encoder_from_parameters(read(path, dtype=dtype, sharding=sharding), dtype)
+    parameters = read(path, dtype=dtype if param_dtype is None else param_dtype, sharding=sharding)
+    return encoder_from_parameters(parameters, dtype)
 
 
-def stored_config(path: str | os.PathLike[str]) -> T5Config:
-    """The sizes of an encoder in either format, from its arrays' shapes; none of them is read.
+def open_t5_encoder(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The parameters of an encoder in either format, a nested dict of `StoredArray`s; none of them is read.
 
     Raises:
       FileNotFoundError, ValueError: as `load_t5_encoder`.
     """
     arrays = open_hugging_face_t5(path) if is_hugging_face_t5(path) else open_t5x_encoder(path)
-    return T5Config.from_parameters(traverse_util.unflatten_dict(arrays, sep="/"))
+    return traverse_util.unflatten_dict(arrays, sep="/")
 
 
 def find_tokenizer(checkpoint: str, tokenizer: str) -> str:

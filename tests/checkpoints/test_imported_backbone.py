@@ -1,6 +1,7 @@
 """From import to video: an imported U-Net and T5 are inflated, trained, sampled, moved, exported and put together."""
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -19,7 +20,7 @@ from configs import stunet, text_to_image
 from lumiere_jax import sample, train, train_setup
 from lumiere_jax.checkpoints.checkpointing import CheckpointError, save_tree, tree_hash
 from lumiere_jax.checkpoints.imported_unet import open_imported_unet
-from lumiere_jax.checkpoints.run_directory import RunDirectory, load_run
+from lumiere_jax.checkpoints.run_directory import RunDirectory, load_imported_text_encoder, load_run
 from lumiere_jax.checkpoints.temporal_weights import export_temporal, load_temporal
 from lumiere_jax.data import moving_shapes
 from lumiere_jax.distributed.mesh import make_mesh
@@ -95,6 +96,15 @@ def test_a_run_refers_to_what_was_imported(imported, trained):
     assert clip(run).shape == (1, 4, 16, 16, 3)
 
 
+@pytest.mark.parametrize("padding_sees_tokens", [True, False])
+def test_how_text_is_encoded_for_an_imported_unet_is_the_configs(imported, data_dir, tmp_path, padding_sees_tokens):
+    config = config_over(imported, data_dir)
+    config.text.update({"padding_sees_tokens": padding_sees_tokens, "length": 40})
+    prepared = train_setup.prepare_inflation(config, RunDirectory(tmp_path), make_mesh(**config.mesh), train.train)
+    assert prepared.config.text.padding_sees_tokens == padding_sees_tokens
+    assert prepared.config.text.length == 40
+
+
 def test_imported_weights_that_were_moved(imported, data_dir, trained, tmp_path, capsys):
     workdir, moved = shutil.copytree(trained, tmp_path / "run"), shutil.copytree(imported, tmp_path / "moved")
     file = workdir / "config.json"
@@ -116,6 +126,48 @@ def test_imported_weights_that_were_moved(imported, data_dir, trained, tmp_path,
     assert load_run(workdir).references.unet.path == str(moved / "unet")
 
 
+def text_encoder_dtypes(text_encoder):
+    return {leaf.dtype.name for leaf in jax.tree.leaves(nnx.state(text_encoder))}
+
+
+def test_text_encoder_in_the_compute_dtype(imported, data_dir, trained, tmp_path):
+    """Read in bfloat16 on every way to it, computing in float32, and still known by the hash of its float32 values."""
+    parameters = published.nested(published.t5_parameters())
+    sha256 = tree_hash(parameters)
+    config = config_over(imported, data_dir)
+    config.compute_dtype = "bfloat16"
+    run_dir = RunDirectory(tmp_path / "new")
+    for _ in ("started", "continued"):
+        prepared = train_setup.prepare_inflation(config, run_dir, make_mesh(**config.mesh), train.train)
+        run_dir.write_config(prepared.config, {}, prepared.references)
+        assert text_encoder_dtypes(prepared.text_encoder) == {"bfloat16"}
+        assert prepared.text_encoder.dtype == np.float32
+        assert prepared.references.text_encoder.sha256 == sha256
+
+    workdir = shutil.copytree(trained, tmp_path / "run")
+    facts = json.loads((workdir / "config.json").read_text())
+    facts["config"]["compute_dtype"] = "bfloat16"
+    (workdir / "config.json").write_text(json.dumps(facts))
+    run = load_run(workdir)
+    assert export_temporal(workdir, tmp_path / "temporal.safetensors")["text_encoder_sha256"] == sha256
+    again = load_temporal(
+        tmp_path / "temporal.safetensors", init_from=str(imported / "unet"), text_checkpoint=str(imported / "t5")
+    )
+    expected = jax.tree.map(lambda leaf: leaf.astype("bfloat16"), parameters)
+    for each in (run, again):
+        found = nnx.to_pure_dict(nnx.state(each.model.text_encoder))
+        jax.tree.map(functools.partial(np.testing.assert_array_equal, strict=True), found, expected)
+
+
+def test_the_hash_of_a_text_encoder_is_of_float32(tmp_path):
+    stored = jax.tree.map(lambda leaf: leaf.astype("bfloat16"), published.nested(published.t5_parameters()))
+    write_t5x_checkpoint(tmp_path, 0, stored)
+    encoder, reference = load_imported_text_encoder(str(tmp_path), dtype="bfloat16", on_host=True)
+    assert reference.sha256 == tree_hash(jax.tree.map(lambda leaf: leaf.astype(np.float32), stored))
+    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(nnx.state(encoder)))
+    assert text_encoder_dtypes(encoder) == {"bfloat16"}
+
+
 def test_other_weights_are_refused(imported, data_dir, trained, tmp_path):
     hashes = [open_imported_unet(imported / name).sha256 for name in ("other_unet", "unet")]
     with pytest.raises(CheckpointError, match=rf"another U-Net .* is {hashes[0]}, wanted is {hashes[1]}"):
@@ -132,7 +184,9 @@ def test_other_weights_are_refused(imported, data_dir, trained, tmp_path):
         train.train(config, trained)
     config = config_over(imported, data_dir)
     config.text.length = 65
-    with pytest.raises(ValueError, match=r"text\.length: 64 when it was started, 65 now"):
+    config.text.padding_sees_tokens = False
+    changed = r"text\.length: 64 when it was started, 65 now\n +text\.padding_sees_tokens: True when .*, False now"
+    with pytest.raises(ValueError, match=changed):
         train.train(config, trained)
     assert (trained / "config.json").read_bytes() == before
 

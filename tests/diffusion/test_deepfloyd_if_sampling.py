@@ -4,6 +4,7 @@ The restatement works on one noise level at a time with alpha-bar and beta, as t
 ratios of sigma and log-SNR. In float32 the restatement gives diffusers' own numbers to the last digit or two.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -244,19 +245,7 @@ def test_stage_2_loop_in_windows_is_the_published_one(inputs):
     MultiDiffusion averages v as it averages epsilon.
     """
     x, low_res, texts = inputs
-    settings = Settings(
-        schedule=SCHEDULE,
-        prediction="epsilon",
-        sampler="ddpm",
-        steps=5,
-        spacing="leading",
-        variance="learned_range",
-        guidance_weight=4.0,
-        threshold="dynamic",
-        threshold_maximum=1.0,
-        window=4,
-        overlap=1,
-    )
+    settings = dataclasses.replace(STAGE_1, guidance_weight=4.0, threshold_maximum=1.0, window=4, overlap=1)
     windows = [slice(0, 4), slice(2, 6)]  # the second one moved back to end with the clip
     with jax.enable_x64(True):
         ours, expected = run_both(settings, x, texts, jnp.float64, low_res, np.array([0.251, 0.001]), windows=windows)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from lumiere_jax.checkpoints.run_directory import text_encoder_sha256
 from lumiere_jax.text import embedding_store
 from lumiere_jax.text.embedding_store import EmbeddingStore, made_with, write_embeddings
 from lumiere_jax.text.t5_encoder import T5Config, T5Encoder
@@ -41,6 +42,10 @@ def live(encoder: T5Encoder, tokenizer: Tokenizer, captions: list[str], padding_
     return np.asarray(embed(encoder, tokenizer.encode(captions, LENGTH)[0]))
 
 
+def facts_of(encoder: T5Encoder, tokenizer: Tokenizer, length: int, padding_sees_tokens: bool) -> dict:
+    return made_with(text_encoder_sha256(encoder, None), encoder.config.emb_dim, tokenizer, length, padding_sees_tokens)
+
+
 def write(directory, encoder, tokenizer, captions, padding_sees_tokens=False, on_batch=lambda: None, **settings):
     embed = jax.jit(lambda encoder, tokens: encoder(tokens, padding_sees_tokens=padding_sees_tokens))
 
@@ -49,7 +54,7 @@ def write(directory, encoder, tokenizer, captions, padding_sees_tokens=False, on
         assert tokens.shape == (3, LENGTH)
         return np.asarray(embed(encoder, tokens))
 
-    facts = made_with(encoder, tokenizer, LENGTH, padding_sees_tokens)
+    facts = facts_of(encoder, tokenizer, LENGTH, padding_sees_tokens)
     settings = {"batch_size": 3, "records_per_file": 4} | settings
     write_embeddings(directory, captions, tokenizer, encode, facts, **settings)
     return facts
@@ -173,10 +178,10 @@ def test_a_store_that_does_not_fit(tmp_path, encoder, tokenizer):
     scale = other.encoder.encoder_norm.scale
     scale[...] = scale[...].at[3].add(1e-6)
     others = {
-        "encoder": made_with(other, tokenizer, LENGTH, False),
-        "tokenizer": made_with(encoder, train_tokenizer(["another"], vocab_size=400), LENGTH, False),
-        "length": made_with(encoder, tokenizer, 9, False),
-        "padding_sees_tokens": made_with(encoder, tokenizer, LENGTH, True),
+        "encoder": facts_of(other, tokenizer, LENGTH, False),
+        "tokenizer": facts_of(encoder, train_tokenizer(["another"], vocab_size=400), LENGTH, False),
+        "length": facts_of(encoder, tokenizer, 9, False),
+        "padding_sees_tokens": facts_of(encoder, tokenizer, LENGTH, True),
         "text_dim": facts | {"text_dim": 16},
     }
     for name, expected in others.items():

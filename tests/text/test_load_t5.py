@@ -19,18 +19,21 @@ def parameters() -> dict:
     return nnx.to_pure_dict(draw())
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_a_written_encoder_comes_back(tmp_path, parameters, dtype):
+@pytest.mark.parametrize(
+    ("dtype", "param_dtype"), [(jnp.float32, None), (jnp.bfloat16, None), (jnp.float32, jnp.bfloat16)]
+)
+def test_a_written_encoder_comes_back(tmp_path, parameters, dtype, param_dtype):
     """What a run directory does: the trained encoder is written, and loaded from the parent directory."""
     write_t5x_checkpoint(tmp_path, 4, parameters)
-    encoder = load_t5_encoder(tmp_path, dtype)
+    encoder = load_t5_encoder(tmp_path, dtype, param_dtype=param_dtype)
     assert encoder.config == CONFIG
-    assert encoder.dtype == dtype
+    assert encoder.dtype == encoder.encoder.encoder_norm.dtype == dtype
+    param_dtype = param_dtype or dtype
     found = traverse_util.flatten_dict(nnx.to_pure_dict(nnx.state(encoder)), sep="/")
     for name, array in traverse_util.flatten_dict(parameters, sep="/").items():
         assert isinstance(found[name], jax.Array)
-        assert found[name].dtype == dtype
-        np.testing.assert_array_equal(found[name], array.astype(dtype), err_msg=name)
+        assert found[name].dtype == param_dtype
+        np.testing.assert_array_equal(found[name], array.astype(param_dtype), err_msg=name)
 
 
 def test_parameters_are_not_copied(parameters):

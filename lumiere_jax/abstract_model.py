@@ -1,0 +1,43 @@
+"""A config's model as shapes alone: full-size programs are traced, counted and compiled without a byte of weights."""
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+from flax import nnx
+
+from lumiere_jax.models.stunet import inflate
+from lumiere_jax.models.temporal import TemporalConfig
+from lumiere_jax.models.text_to_video import TextToVideo
+from lumiere_jax.models.unet2d import UNet2D, UNet2DConfig
+from lumiere_jax.train_step import Batch
+
+
+class _OneKey(nnx.Rngs):
+    """Draws every parameter alike: real streams count their draws, which takes nnx a minute while shapes are traced."""
+
+    def params(self) -> jax.Array:
+        return jax.random.key(0)
+
+
+def abstract_model(config: ml_collections.ConfigDict) -> TextToVideo:
+    """The model of an inflated config, every parameter a float32 `jax.ShapeDtypeStruct`.
+
+    It has no text encoder: text comes as embeddings, as it does where they were made ahead of time.
+
+    Args:
+      config: of configs/stunet.py or configs/ssr.py, any variant.
+    """
+
+    def build() -> TextToVideo:
+        unet = UNet2D(UNet2DConfig(**config.image_model.unet), rngs=_OneKey(0))
+        unet = inflate(unet, TemporalConfig(**config.temporal), rngs=_OneKey(0))
+        return TextToVideo(None, unet, dtype=jnp.dtype(config.compute_dtype))
+
+    return nnx.eval_shape(build)
+
+
+def abstract_batch(config: ml_collections.ConfigDict, batch_size: int) -> Batch:
+    """A batch of `config.clip` with text embeddings, as shapes."""
+    clip, text = config.clip, (batch_size, config.text.length, config.image_model.unet.text_dim)
+    video = (batch_size, clip.frames, clip.size, clip.size, 3)
+    return Batch(jax.ShapeDtypeStruct(video, jnp.float32), jax.ShapeDtypeStruct(text, jnp.float32))
