@@ -18,7 +18,7 @@ import os
 import re
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 from absl.flags import FLAGS
 
 from lumiere_jax.data.clip_extraction import ClipSettings
@@ -110,16 +110,13 @@ def _prepare() -> None:
 
 def main(_argv: list[str]) -> None:
     """Entry point."""
+    logging.set_verbosity(logging.WARNING)
     try:
         _prepare()
-    except (ValueError, ImportError) as error:
-        sys.exit(f"error: {error}")
-    except FileNotFoundError as error:
+    except (ValueError, ImportError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
     except OSError as error:
-        sys.exit(
-            f"error: {error}\nWhat is done is kept: free or repair {FLAGS.output} and start the same command again."
-        )
+        sys.exit(f"error: {error}\nWhat is done is kept: mend that and start the same command again.")
 
 
 if __name__ == "__main__":
