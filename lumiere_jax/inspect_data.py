@@ -154,7 +154,9 @@ def _draw_clips(output: pathlib.Path, clips: Sequence[np.ndarray]) -> None:
     Image.fromarray(np.concatenate(rows)).save(output / "xt_slices.png")
 
 
-def draw_histograms(path: str | os.PathLike, title: str, facts: Mapping[str, Sequence[float]], bins: int = 20) -> None:
+def draw_histograms(
+    path: str | os.PathLike, title: str, facts: Mapping[str, Sequence[float | int]], bins: int = 20
+) -> None:
     """Writes histograms as PNG, one below the other.
 
     Args:
@@ -214,7 +216,7 @@ def _facts(
     }
 
 
-def _spread(values: Sequence[float]) -> dict[str, float]:
+def _spread(values: Sequence[float | int]) -> dict[str, float | int]:
     return {"count": len(values), "min": min(values), "median": float(np.median(values)), "max": max(values)}
 
 

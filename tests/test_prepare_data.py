@@ -69,7 +69,7 @@ def folder(tmp_path_factory):
     with open(root / "huge.mp4", "wb") as file:
         file.truncate(5 << 30)  # five gigabytes without a video in them, and without blocks on the disk
     (root / "dangling.mp4").symlink_to(root / "nowhere")
-    lines = [f"{path.name},a video".encode() for path in root.iterdir() if path.name != "uncaptioned.mp4"]
+    lines = [f"{path.name},a video".encode() for path in sorted(root.iterdir()) if path.name != "uncaptioned.mp4"]
     lines = [line for line in lines if not line.startswith((b"long_caption", b"latin_1"))]
     lines += [b"long_caption.mp4," + b"x" * 10_000, b"latin_1.mp4,caf\xe9", b"old.AVI,twice", b"gone.mp4,a video"]
     (root / "captions.csv").write_bytes(b"\n".join([b"file,caption", *lines]))
@@ -109,7 +109,7 @@ def test_bad_input_is_in_the_report_and_the_rest_is_used(folder, made):
     for file, reason in reasons.items():
         assert report["rejected"][file].startswith(f"{file}: "), file
         assert reason in report["rejected"][file], file
-    assert report["caption_problems"] == ["row 23 of captions.csv names old.AVI again, row 4 counts"]
+    assert report["caption_problems"] == ["row 19 of captions.csv names old.AVI again, row 8 counts"]
     # One screen, nothing silent, and a bar with the time that is left.
     assert len(printed.stdout.splitlines()) <= 25
     for text in ("7 clips of 1 s from 6 of", "rejected: 14 files", "captions that were not used: 1 rows"):
