@@ -28,8 +28,9 @@ def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
     config.pretrained = ""  # else the model that is imported in place of this one (configs/deepfloyd_if.py)
     config.clip = {"frames": 1, "fps": 8.0, "size": 32}
     config.dataset = {
-        "name": "moving_shapes",  # or video_folder
-        "path": "one_object",  # moving_shapes: one_object, demo (two at times), full; video_folder: the folder of clips
+        "name": "moving_shapes",  # or prepared, video_folder (docs/data.md)
+        # moving_shapes: one_object, demo (two at times), full; prepared: the output of prepare_data; video_folder: the
+        "path": "one_object",  # ... folder of clips
         "data_dir": "",  # where prepared data sets are kept; default: TFDS's own, ~/tensorflow_datasets
         "captions": "",  # video_folder: a .csv or .jsonl with file and caption; default: .txt files beside the clips
         "default_caption": "a video",  # video_folder: for clips that have no caption

@@ -109,7 +109,7 @@ def test_bad_input_is_in_the_report_and_the_rest_is_used(folder, made):
     for file, reason in reasons.items():
         assert report["rejected"][file].startswith(f"{file}: "), file
         assert reason in report["rejected"][file], file
-    assert report["caption_problems"] == ["row 19 of captions.csv names old.AVI again, row 8 counts"]
+    assert report["caption_problems"] == ["row 19 of captions.csv names old.AVI again, row 7 counts"]
     # One screen, nothing silent, and a bar with the time that is left.
     assert len(printed.stdout.splitlines()) <= 25
     for text in ("7 clips of 1 s from 6 of", "rejected: 14 files", "captions that were not used: 1 rows"):
@@ -227,6 +227,12 @@ def test_trains_on_it(folder, made, tmp_path):
     config.training.update({"steps": 1, "preview_every": 0})
     train.train(config, tmp_path / "run")
     assert (tmp_path / "run" / "checkpoints").is_dir()
+    # Previews of prompts that its small tokenizer cuts into too many pieces: an error before training, not after.
+    config.training.preview_every = 1
+    config.sampling.preview_prompts = ("a zebra quickly jumps over extravagant foxes",) * 2
+    with pytest.raises(ValueError, match=r"prompt 'a zebra .* tokens .* the limit is"):
+        train.train(config, tmp_path / "another")
+    assert not (tmp_path / "another" / "checkpoints").exists()
     training, validation = open_dataset(config.dataset)
     assert len(training) == len(validation) == 7  # one split, which serves as both
     for path, message in (("", r"dataset\.path is empty"), (str(tmp_path), "holds no prepared data set")):

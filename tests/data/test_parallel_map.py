@@ -86,8 +86,11 @@ def test_processes_end_when_their_parent_is_killed(tmp_path):
     children = [int(pid) for pid in log.read_text().split()]
     os.kill(parent, signal.SIGKILL)
     os.waitpid(parent, 0)
-    while any(is_running(pid) for pid in children):  # for ever, if they do not end
+    for _ in range(600):
+        if not any(is_running(pid) for pid in children):
+            return
         time.sleep(0.05)
+    pytest.fail("the processes go on without their parent")
 
 
 def is_running(pid):
