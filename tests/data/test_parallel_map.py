@@ -48,6 +48,23 @@ def test_a_process_that_dies_costs_its_own_item_alone():
     }
 
 
+class DiesOnce:
+    """Dies the first time, as under a memory that another program had filled."""
+
+    def __init__(self, file):
+        self._file = file
+
+    def __call__(self, number):
+        if not self._file.exists():
+            self._file.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return number
+
+
+def test_a_process_that_dies_once_is_started_again(tmp_path):
+    assert list(map_in_processes(DiesOnce(tmp_path / "died"), [4], 1, died)) == [(4, 4)]
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_exception_ends_it(workers):
     with pytest.raises(OSError, match="No space left"):

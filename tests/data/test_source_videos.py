@@ -122,6 +122,8 @@ def test_bad_files_are_found_without_opening_them(folder):
     os.mkfifo(folder / "pipe.mp4")
     (folder / "copy.mp4").write_bytes(b"a.mp4")
     (folder / "same_size.mp4").write_bytes(b"A.mp4")
+    for name, end in {"long_1.mp4": b"1", "long_2.mp4": b"2", "long_3.mp4": b"1"}.items():
+        (folder / name).write_bytes(bytes(100_000) + end)
     with open(os.fsencode(folder) + b"/caf\xe9.mp4", "wb") as file:
         file.write(b"name")
     (folder / "again").symlink_to(folder / "deeper", target_is_directory=True)
@@ -133,11 +135,13 @@ def test_bad_files_are_found_without_opening_them(folder):
     assert "Too many levels of symbolic links" in rejected["loop.mp4"]
     assert rejected["pipe.mp4"] == "pipe.mp4: is no regular file"
     assert rejected["copy.mp4"] == "copy.mp4: duplicate of a.mp4"
+    assert rejected["long_3.mp4"] == "long_3.mp4: duplicate of long_1.mp4"
     assert rejected[r"caf\udce9.mp4"].endswith("its name is not UTF-8; rename it")
     assert rejected["deeper"] == "deeper: is the folder again, by a link"
     assert rejected["again/up"] == "again/up: is the folder ., by a link"
-    assert names(found) == ["B.MP4", "a.mp4", "again/a.mp4", "again/c.mov", "again/still/d.webm", "same_size.mp4"]
-    assert len(rejected) == 8
+    found_again = ["again/a.mp4", "again/c.mov", "again/still/d.webm"]
+    assert names(found) == ["B.MP4", "a.mp4", *found_again, "long_1.mp4", "long_2.mp4", "same_size.mp4"]
+    assert len(rejected) == 9
 
 
 def test_a_folder_that_must_not_be_read_is_reported(folder, tmp_path):
