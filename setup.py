@@ -41,8 +41,9 @@ setup(
         "tqdm",
     ],
     extras_require={
-        "test": ["beartype", "pytest", "pytest-xdist", "ruff", "setuptools"],
+        "test": ["beartype", "matplotlib", "pytest", "pytest-xdist", "ruff", "setuptools"],
         "app": ["gradio"],
+        "benchmarks": ["matplotlib"],
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],
         "beam": ["apache-beam"],  # prepare_data on Dataflow, Flink or Spark
