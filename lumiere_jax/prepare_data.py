@@ -115,6 +115,8 @@ def main(_argv: list[str]) -> None:
         _prepare()
     except (ValueError, ImportError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("stopped; the same command goes on from here")
     except OSError as error:
         sys.exit(f"error: {error}\nWhat is done is kept: mend that and start the same command again.")
 

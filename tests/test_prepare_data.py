@@ -118,17 +118,17 @@ def test_bad_input_is_in_the_report_and_the_rest_is_used(folder, made):
     assert len(open_prepared(output).as_data_source(split="train")) == 7
 
 
-def test_killed_at_any_time_it_goes_on(folder, made, tmp_path):
-    """Killed with signal 9 when the first and then some more videos were ready."""
+def test_stopped_or_killed_it_goes_on(folder, made, tmp_path):
+    """Stopped by Ctrl-C when the first video was ready, then killed when some more were."""
     (root, _), (whole, _) = folder, made
     arguments = (f"--videos={root}", f"--captions={root}/captions.csv", f"--output={tmp_path}/data", "--workers=1")
     parts = tmp_path / "data" / "host-00000-of-00001" / "parts"
-    for ready in (1, 4):
+    for ready, how, status in ((1, signal.SIGINT, 1), (4, signal.SIGKILL, -signal.SIGKILL)):
         process = subprocess.Popen(command(*arguments), cwd=ROOT, stderr=subprocess.DEVNULL)
         while process.poll() is None and (not parts.is_dir() or len(list(parts.glob("*.json"))) < ready):
             time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
+        process.send_signal(how)
+        assert process.wait() == status
         assert not (tmp_path / "data" / "dataset_info.json").exists()
     before = {path.name: path.stat().st_mtime_ns for path in parts.glob("*.json")}
     assert before

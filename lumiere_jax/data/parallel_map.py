@@ -7,6 +7,7 @@ import concurrent.futures
 import itertools
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -89,14 +90,15 @@ class _OwnProcess:
     def _executor(self) -> concurrent.futures.ProcessPoolExecutor:
         if getattr(self._local, "executor", None) is None:
             self._local.executor = concurrent.futures.ProcessPoolExecutor(
-                1, mp_context=self._context, initializer=_end_with_parent
+                1, mp_context=self._context, initializer=_set_up_process
             )
             self._executors.append(self._local.executor)
         return self._local.executor
 
 
-def _end_with_parent() -> None:
-    """Ends this process when its parent is killed, which would leave it waiting for ever."""
+def _set_up_process() -> None:
+    """Ends this process when its parent is killed, which would leave it waiting for ever; and not by Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it goes to the parent too, which waits for what runs
 
     def wait() -> None:
         multiprocessing.parent_process().join()
