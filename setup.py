@@ -33,6 +33,7 @@ setup(
         "orbax-checkpoint>=0.12.8",
         "pillow",
         "safetensors",
+        "scenedetect-headless>=0.7",  # prepare_data's default: no clip across a cut; with the OpenCV that needs no X
         "scipy",
         "sentencepiece",
         "tensorboardX",
@@ -40,13 +41,15 @@ setup(
         "tqdm",
     ],
     extras_require={
-        "test": ["beartype", "pytest", "pytest-xdist", "ruff", "setuptools"],
+        "test": ["beartype", "matplotlib", "pytest", "pytest-xdist", "ruff", "setuptools"],
         "app": ["gradio"],
+        "benchmarks": ["matplotlib"],  # what draws their curves
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],
+        "beam": ["apache-beam"],  # prepare_data on Dataflow, Flink or Spark
         "tf": ["tensorflow"],  # to prepare TFDS's stock data sets; training and sampling never import it
         # what benchmarks/ compares with; decord has no wheel for Linux on arm64
-        "benchmarks": ["decord; platform_machine == 'x86_64'", "matplotlib", "opencv-python-headless", "torch"],
+        "peers": ["decord; platform_machine == 'x86_64'", "opencv-python-headless", "torch"],
         # to make tests/goldens again; these versions made those in the repository
         "parity": ["diffusers==0.42.1", "safetensors", "torch==2.13.0", "transformers==5.23.0"],
     },

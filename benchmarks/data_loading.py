@@ -1,6 +1,6 @@
 """Clips per second of this project's loader against decord, OpenCV, and PyTorch's DataLoader over PyAV.
 
-    pip install '.[benchmarks]'
+    pip install '.[peers]'
     python -m benchmarks.data_loading --videos=DIR --output=DIR [--quick]
 
 All do the same work in one run: of each file the frames nearest to the same times, cropped at the center, scaled to the
@@ -412,7 +412,7 @@ def main(_argv: list[str]) -> None:
         task, rounds = Task(16, 16.0, 64, 4, FLAGS.workers, 2), 1
     present, missing = installed_peers()
     if missing:
-        print(f"not installed, left out: {', '.join(missing)} (pip install '.[benchmarks]')")
+        print(f"not installed, left out: {', '.join(missing)} (pip install '.[peers]')")
     with tempfile.TemporaryDirectory() as temporary:
         raw, prepared = pathlib.Path(temporary, "raw"), pathlib.Path(temporary, "prepared")
         raw.mkdir()

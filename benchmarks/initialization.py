@@ -21,7 +21,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import tqdm
-from absl import app, flags
+from absl import app, flags, logging
 from absl.flags import FLAGS
 from jaxtyping import Float
 from matplotlib.figure import Figure
@@ -105,7 +105,8 @@ def summary(data: Data, curves: Curves, clips: dict[str, Clip]) -> dict[str, Any
 
 def draw_curves(all_curves: dict[str, Curves]) -> Figure:
     """A panel for each data set: mean over the seeds as a line, their range as a band."""
-    figure, axes = plt.subplots(1, len(all_curves), figsize=(5.5 * len(all_curves), 4), squeeze=False)
+    size = (5.5 * len(all_curves), 4)
+    figure, axes = plt.subplots(1, len(all_curves), figsize=size, squeeze=False, layout="constrained")
     for axis, (name, curves) in zip(axes[0], all_curves.items(), strict=True):
         for init, label in INITIALISATIONS.items():
             losses = np.array([curve.losses for curve in curves[init]])
@@ -114,22 +115,23 @@ def draw_curves(all_curves: dict[str, Curves]) -> Figure:
             axis.fill_between(steps, losses.min(0), losses.max(0), color=line.get_color(), alpha=0.2)
         axis.axhline(curves["identity"][0].image_model_loss, color="grey", linestyle="--", label="image model")
         axis.set(title=name, xlabel="training step", ylabel="validation loss", xscale="symlog", yscale="log")
+        axis.set_xlim(left=0)
         axis.legend()
-    figure.tight_layout()
     return figure
 
 
 def draw_samples(clips: dict[str, Clip]) -> Figure:
     """One row of frames for each clip."""
     frames = len(next(iter(clips.values())))
-    figure, axes = plt.subplots(len(clips), frames, figsize=(0.8 * frames, 1.05 * len(clips)))
+    size = (0.8 * (frames + 2), 0.85 * len(clips) + 0.3)
+    figure, axes = plt.subplots(len(clips), frames, figsize=size, layout="constrained")
     for row, (label, clip) in zip(axes, clips.items(), strict=True):
         for number, (axis, image) in enumerate(zip(row, to_uint8(clip), strict=True)):
             axis.imshow(image)
             axis.set(xticks=[], yticks=[])
-            axis.set_title(f"{number}", fontsize=6, pad=2)
-        row[0].set_title(f"{label}: frame 0", fontsize=6, pad=2, loc="left")
-    figure.tight_layout(pad=0.3)
+            if row is axes[0]:
+                axis.set_title(f"frame {number}", fontsize=7)
+        row[0].set_ylabel(label.replace(", ", ",\n"), fontsize=7, rotation=0, ha="right", va="center")
     return figure
 
 
@@ -172,6 +174,7 @@ def define_flags() -> None:
 
 def main(_argv: list[str]) -> None:
     """Entry point."""
+    logging.set_verbosity(logging.WARNING)
     output = pathlib.Path(FLAGS.output)
     image_steps, steps, seeds = (20, 6, 2) if FLAGS.quick else (700, 160, 3)
     folders = {"moving_shapes": ""} | ({"real_clips": FLAGS.videos} if FLAGS.videos else {})

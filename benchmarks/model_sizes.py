@@ -57,7 +57,8 @@ def get_config(variant: str) -> ml_collections.ConfigDict:
 def measure(variant: str) -> Size:
     """Everything about one variant."""
     config, model = get_config(variant), abstract_model(get_config(variant))
-    _, trained, frozen = parameter_partition.split(model)
+    parts = _, trained, frozen = parameter_partition.split(model)
+    graphdef, every = nnx.split(model)
     clip = config.clip
     return Size(
         variant=variant,
@@ -65,8 +66,8 @@ def measure(variant: str) -> Size:
         spatial=parameter_partition.count(frozen),
         temporal=parameter_partition.count(trained),
         forward=forward_flops(config),
-        step=lower_step(config, parameter_partition.split(model)).cost_analysis()["flops"],
-        full_step=lower_step(config, nnx.split(model, nnx.Param, ...)).cost_analysis()["flops"],
+        step=lower_step(config, parts).cost_analysis()["flops"],
+        full_step=lower_step(config, (graphdef, nnx.to_pure_dict(every), {})).cost_analysis()["flops"],
         activations=activation_bytes(config, model),
     )
 
@@ -130,8 +131,11 @@ def activation_bytes(config: ml_collections.ConfigDict, model: TextToVideo) -> i
     return sum(variable.aval.size * variable.aval.dtype.itemsize for variable in kept - set(traced.invars))
 
 
-def _predict(graphdef: nnx.GraphDef, trained: dict, frozen: dict, *inputs: Any) -> jax.Array:
-    return nnx.merge(graphdef, trained, frozen).predict(*inputs)
+def _predict(
+    graphdef: nnx.GraphDef, trained: dict, frozen: dict, video: jax.Array, time: jax.Array, text: jax.Array, *given: Any
+) -> jax.Array:
+    model = nnx.merge(graphdef, trained, frozen)
+    return model.predict(video, time, model.embed_text(text), *given)
 
 
 def _inputs(config: ml_collections.ConfigDict) -> tuple:

@@ -22,7 +22,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import tqdm
-from absl import app, flags
+from absl import app, flags, logging
 from absl.flags import FLAGS
 from matplotlib.figure import Figure
 
@@ -102,7 +102,7 @@ def summary(results: dict[str, Trained]) -> dict[str, Any]:
 
 def draw_curves(results: dict[str, Trained]) -> Figure:
     """Loss against FLOPs, and against seconds; a line for the mean of the seeds, a band for their range."""
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True)
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True, layout="constrained")
     for label, trained in results.items():
         losses = np.array([curve.losses for curve in trained.curves])
         steps = np.array(trained.curves[0].steps)
@@ -115,7 +115,6 @@ def draw_curves(results: dict[str, Trained]) -> Figure:
         axis.set(xlabel=unit, yscale="log")
     axes[0].set(ylabel="validation loss")
     axes[0].legend(fontsize=7)
-    figure.tight_layout()
     return figure
 
 
@@ -153,6 +152,7 @@ def define_flags() -> None:
 
 def main(_argv: list[str]) -> None:
     """Entry point."""
+    logging.set_verbosity(logging.WARNING)
     output = pathlib.Path(FLAGS.output)
     image_steps, steps, seeds = (20, 10, 1) if FLAGS.quick else (700, 400, 2)
     data = short_training.prepare("moving_shapes", short_training.ablation_config("", image_steps), output)

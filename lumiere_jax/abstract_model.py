@@ -12,28 +12,33 @@ from lumiere_jax.models.unet2d import UNet2D, UNet2DConfig
 from lumiere_jax.train_step import Batch
 
 
-class _OneKey(nnx.Rngs):
+class OneKey(nnx.Rngs):
     """Draws every parameter alike: real streams count their draws, which takes nnx a minute while shapes are traced."""
 
     def params(self) -> jax.Array:
         return jax.random.key(0)
 
 
+def abstract_unet(config: UNet2DConfig, temporal: TemporalConfig | None = None) -> UNet2D:
+    """A U-Net of any size, inflated if `temporal` is given; every parameter is a float32 `jax.ShapeDtypeStruct`."""
+
+    def build() -> UNet2D:
+        unet = UNet2D(config, rngs=OneKey(0))
+        return unet if temporal is None else inflate(unet, temporal, rngs=OneKey(0))
+
+    return nnx.eval_shape(build)
+
+
 def abstract_model(config: ml_collections.ConfigDict) -> TextToVideo:
-    """The model of an inflated config, every parameter a float32 `jax.ShapeDtypeStruct`.
+    """The model of an inflated config, its parameters as in `abstract_unet`.
 
     It has no text encoder: text comes as embeddings, as it does where they were made ahead of time.
 
     Args:
       config: of configs/stunet.py or configs/ssr.py, any variant.
     """
-
-    def build() -> TextToVideo:
-        unet = UNet2D(UNet2DConfig(**config.image_model.unet), rngs=_OneKey(0))
-        unet = inflate(unet, TemporalConfig(**config.temporal), rngs=_OneKey(0))
-        return TextToVideo(None, unet, dtype=jnp.dtype(config.compute_dtype))
-
-    return nnx.eval_shape(build)
+    unet = abstract_unet(UNet2DConfig(**config.image_model.unet), TemporalConfig(**config.temporal))
+    return TextToVideo(None, unet, dtype=jnp.dtype(config.compute_dtype))
 
 
 def abstract_batch(config: ml_collections.ConfigDict, batch_size: int) -> Batch:

@@ -68,7 +68,9 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Non
         prepared = prepare_text(config, run_dir, mesh, train_set)
     config, tokenizer, text_encoder = prepared.config, prepared.tokenizer, prepared.text_encoder
     check_captions(tokenizer, config.text.length, train_set, validation_set)
-    sampling_settings(config)  # raises now, not at the first preview
+    if config.training.preview_every:  # both raise now, not at the first preview
+        tokenizer.encode(list(config.sampling.preview_prompts), config.text.length)
+    sampling_settings(config)
     embeddings = open_embeddings(prepared, train_set, validation_set)
     check_same_run(run_dir.read_config(), config)
     print(f"=== {config.name} in {run_dir.path} ===", flush=True)

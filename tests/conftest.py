@@ -23,3 +23,10 @@ def fixtures() -> pathlib.Path:
     if not FIXTURES.is_dir():
         pytest.skip(f"needs {FIXTURES}")
     return FIXTURES
+
+
+@pytest.fixture
+def float64():
+    """Everything that the test makes and computes is float64."""
+    with jax.enable_x64(True):
+        yield

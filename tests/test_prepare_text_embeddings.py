@@ -8,11 +8,16 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from raw_videos import brightening
 
 from configs import stunet, text_to_image
 from lumiere_jax import train
 from lumiere_jax.checkpoints.run_directory import RunDirectory, load_run
+from lumiere_jax.data import video_io
+from lumiere_jax.data.clip_extraction import ClipSettings
 from lumiere_jax.data.open_dataset import captions_of, open_dataset
+from lumiere_jax.data.preparation import prepare_clips
+from lumiere_jax.data.source_videos import find_sources
 from lumiere_jax.distributed.mesh import make_mesh
 from lumiere_jax.models.text_to_video import TextToVideo
 from lumiere_jax.prepare_text_embeddings import prepare_text_embeddings
@@ -166,6 +171,22 @@ def test_another_encoder_is_refused(t5, store, tmp_path):
     config = image_config(t5, padding_sees_tokens=True, embeddings=str(store), checkpoint=str(tmp_path / "t5"))
     with pytest.raises(ValueError, match=r"encoder: [0-9a-f]{64} in the store, [0-9a-f]{64} in this run"):
         train.train(config, tmp_path / "run")
+
+
+def test_captions_of_prepared_clips(t5, tmp_path):
+    """Beside the clips, and training finds those of every caption there."""
+    (tmp_path / "videos").mkdir()
+    for name in ("a", "b"):
+        video_io.write_mp4(tmp_path / "videos" / f"{name}.mp4", brightening(10, first=ord(name)), 10)
+        (tmp_path / "videos" / f"{name}.txt").write_text(f"a {name}")
+    sources = find_sources(tmp_path / "videos")
+    prepare_clips(sources, tmp_path / "prepared", ClipSettings(frames=4, fps=4, size=16))
+    config = image_config(t5)
+    config.dataset.update({"name": "prepared", "path": str(tmp_path / "prepared")})
+    prepare_text_embeddings(config, tmp_path / "prepared" / "embeddings", batch_size=8)
+    store = EmbeddingStore(tmp_path / "prepared" / "embeddings")
+    assert store.embeddings(["a a", "a b"]).shape == (2, 32, 64)
+    assert len(open_dataset(config.dataset)[0]) == 2  # the clips are as they were
 
 
 def test_what_cannot_be_prepared(t5, tmp_path, monkeypatch):

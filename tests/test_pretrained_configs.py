@@ -2,16 +2,12 @@
 
 import pathlib
 
-import jax
 import pytest
-from flax import nnx
 
 from configs import deepfloyd_if, ssr, stunet
 from lumiere_jax import train
+from lumiere_jax.abstract_model import abstract_model
 from lumiere_jax.models import parameter_partition
-from lumiere_jax.models.stunet import inflate
-from lumiere_jax.models.temporal import TemporalConfig, TemporalParam
-from lumiere_jax.models.unet2d import UNet2D, UNet2DConfig
 
 DOCUMENT = pathlib.Path(__file__).parent.parent / "docs" / "pretrained_weights.md"
 # variant: parameters of the published image model, and of the temporal layers over it.
@@ -24,32 +20,22 @@ COUNTS = {
 }
 
 
-class OneKey(nnx.Rngs):
-    """Draws every parameter alike: real streams count their draws, which takes nnx a minute while shapes are traced."""
-
-    def params(self):
-        return jax.random.key(0)
-
-
 def get_config(variant):
     return (stunet if variant in deepfloyd_if.STAGE_1 else ssr).get_config(variant)
 
 
-def count(unet_fields, temporal_fields):
-    """Numbers of parameters of the image model and of the temporal layers."""
-
-    def build():
-        unet = UNet2D(UNet2DConfig(**unet_fields), rngs=OneKey(0))
-        return inflate(unet, TemporalConfig(**temporal_fields), rngs=OneKey(0))
-
-    _, temporal, spatial = nnx.split(nnx.eval_shape(build), TemporalParam, ...)
-    return tuple(parameter_partition.count(nnx.to_pure_dict(part)) for part in (spatial, temporal))
+def count(config, **temporal):
+    """Numbers of parameters of the image model and of the temporal layers, with these fields of `config.temporal`."""
+    config = config.copy_and_resolve_references()
+    config.temporal.update(temporal)
+    _, trained, frozen = parameter_partition.split(abstract_model(config))
+    return parameter_partition.count(frozen), parameter_partition.count(trained)
 
 
 @pytest.mark.parametrize("variant", COUNTS)
 def test_parameter_counts(variant):
     config = get_config(variant)
-    spatial, temporal = count(config.image_model.unet, config.temporal)
+    spatial, temporal = count(config)
     assert (spatial, temporal) == COUNTS[variant]
     for number in (spatial, temporal):
         assert f"{number:,}" in DOCUMENT.read_text()
@@ -57,14 +43,13 @@ def test_parameter_counts(variant):
 
 def test_temporal_layers_are_sized_by_the_config():
     config = get_config("if_tiny")
-    fields = config.temporal.to_dict()
-    _, temporal = count(config.image_model.unet, fields)
+    _, temporal = count(config)
     for field, value in {"conv_kernel": 1, "spatial_kernel": 1, "attention_layers": 2, "resampler_kernel": 5}.items():
-        assert count(config.image_model.unet, fields | {field: value})[1] != temporal, field
+        assert count(config, **{field: value})[1] != temporal, field
     with pytest.raises(ValueError, match=r"strides \(2, 2\): give one positive number for each of the 1 spatial"):
-        count(config.image_model.unet, fields | {"strides": (2, 2)})
+        count(config, strides=(2, 2))
     with pytest.raises(ValueError, match="attention_head_dim=64 must be even and divide the 16 channels"):
-        count(config.image_model.unet, fields | {"attention_head_dim": 64})
+        count(config, attention_head_dim=64)
 
 
 @pytest.mark.parametrize("variant", [*deepfloyd_if.STAGE_1, *deepfloyd_if.STAGE_2])

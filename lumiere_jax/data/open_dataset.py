@@ -8,6 +8,7 @@ import tensorflow_datasets as tfds
 from lumiere_jax.data import moving_shapes, stock_videos, video_folder
 from lumiere_jax.data.clip_loader import Record, as_text
 from lumiere_jax.data.mixture import Mixture, parse_mixture
+from lumiere_jax.data.prepared_clips import open_prepared
 
 Dataset = Sequence[Record] | Mixture
 
@@ -19,10 +20,11 @@ def open_dataset(config: ml_collections.ConfigDict) -> tuple[Dataset, Dataset]:
       config: `dataset` of a training config.
 
     Returns:
-      Records for training and for validation. A folder of videos has one split, which serves as both.
+      Records for training and for validation. Where a data set has the split `train` alone, it serves as both.
 
     Raises:
       ValueError: an unknown name, or data that cannot be used.
+      FileNotFoundError: nothing prepared in `dataset.path`.
     """
     if config.name != "mixture":
         return _open(config, config.name, config.path)
@@ -53,8 +55,16 @@ def _open(config: ml_collections.ConfigDict, name: str, path: str) -> tuple[Sequ
             return (builder.as_data_source(split="train"),) * 2
         case "tfds":
             return stock_videos.open_stock_videos(path, data_dir)
+        case "prepared":
+            if not path:
+                raise ValueError("dataset.path is empty: give the output of prepare_data, --config.dataset.path=DIR")
+            builder = open_prepared(path)
+            if "train" not in builder.info.splits:
+                raise ValueError(f"dataset.path={path} has no split train, only {sorted(builder.info.splits)}")
+            validation = "validation" if "validation" in builder.info.splits else "train"
+            return builder.as_data_source(split="train"), builder.as_data_source(split=validation)
         case _:
-            raise ValueError(f"dataset.name={name!r}: use moving_shapes, video_folder, tfds or mixture")
+            raise ValueError(f"dataset.name={name!r}: use moving_shapes, prepared, video_folder, tfds or mixture")
 
 
 def captions_of(dataset: Dataset) -> list[str]:

@@ -67,12 +67,14 @@ class OpenVideo:
 
     Attributes:
         duration: seconds by the header, or None where it does not say.
+        fps: frames per second by the header, on average, or None where it does not say.
         frames: `(time in seconds, frame)` in the order of display, the first at time 0. Decodes no more than
             is asked for, and raises VideoError where the file is corrupted, truncated (noticed at its end),
             or has time stamps that run backwards.
     """
 
     duration: float | None
+    fps: float | None
     frames: Iterator[tuple[float, av.VideoFrame]]
 
 
@@ -90,7 +92,12 @@ def open_video(source: bytes | str | os.PathLike, *, name: str | None = None) ->
             if not container.streams.video:
                 raise VideoError(f"{name}: has no video stream")
             duration = _promised_seconds(container)
-            yield OpenVideo(float(duration) if duration else None, _timed_frames(container, name))
+            rate = container.streams.video[0].average_rate
+            yield OpenVideo(
+                duration=float(duration) if duration else None,
+                fps=float(rate) if rate else None,
+                frames=_timed_frames(container, name),
+            )
     except FileNotFoundError:
         raise
     except av.FFmpegError as error:

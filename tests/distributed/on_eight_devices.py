@@ -1,14 +1,25 @@
-"""The mesh on eight virtual CPU devices: `test_partitioning.py` runs this file in a process of its own."""
+"""The mesh, and a STUNet on it, on eight virtual CPU devices: `test_partitioning.py` runs this file by itself."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from flax import nnx
 from jax.sharding import AxisType, PartitionSpec
+from random_unets import randomised, smallest_stunet
 
 from lumiere_jax.checkpoints.checkpointing import load_tree, save_tree
+from lumiere_jax.diffusion.noise_schedule import CosineSchedule
+from lumiere_jax.diffusion.prediction import x0_denoiser
+from lumiere_jax.diffusion.samplers import sample
 from lumiere_jax.distributed.mesh import make_mesh
 from lumiere_jax.distributed.partitioning import batch_sharding, parameter_shardings, replicated, shard_batch
+from lumiere_jax.models import parameter_partition
+from lumiere_jax.models.text_to_video import TextToVideo
+from lumiere_jax.train_step import Batch, Objective, create_state, train_step
 
 VIDEO = np.arange(8 * 2 * 6 * 4 * 3, dtype=np.float32).reshape(8, 2, 6, 4, 3)
 
@@ -100,3 +111,90 @@ def test_a_gradient_does_not_depend_on_the_mesh():
         jax.device_put(kernel, replicated(mesh)), shard_batch(mesh, video)
     )
     np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-6)
+
+
+# ------------------------------------------------------------------------------------ a STUNet
+
+MESHES = [(4, 2), (8, 1), (2, 4)]
+SCHEDULE = CosineSchedule()
+
+
+@functools.cache
+def stunet():
+    """Graph definition, trained and frozen parameters."""
+    return parameter_partition.split(TextToVideo(None, randomised(smallest_stunet())))
+
+
+def clips():
+    """Eight of three frames, which the stride does not divide; 8 rows, of which 4 devices hold two each."""
+    rng = np.random.default_rng(0)
+    video = np.tanh(rng.normal(size=(8, 3, 8, 8, 3))).astype(np.float32)
+    return Batch(video, rng.normal(size=(8, 3, 8)).astype(np.float32))
+
+
+def spread(mesh, tree):
+    return jax.device_put(tree, parameter_shardings(mesh, tree))
+
+
+@functools.cache
+def compiled_step():
+    """With this optimiser what a step takes off the parameters is their gradient."""
+    objective = Objective(SCHEDULE)
+    fixed = {"graphdef": stunet()[0], "optimizer": optax.sgd(1.0), "objective": objective, "ema_decay": 0.9}
+    return jax.jit(functools.partial(train_step, **fixed))
+
+
+@functools.cache
+def compiled_sampling():
+    graphdef, _, _ = stunet()
+
+    def run(trained, frozen, x_T, text):
+        model = nnx.merge(graphdef, trained, frozen)
+
+        def denoiser(x_t, t):
+            return model.predict(x_t, jnp.broadcast_to(SCHEDULE.network_time(t), x_t.shape[:1]), text)
+
+        return sample(x0_denoiser(denoiser, SCHEDULE, "v"), x_T, schedule=SCHEDULE, steps=3, sampler="ddim")
+
+    return jax.jit(run)
+
+
+@functools.cache
+def on_one_device():
+    _, trained, frozen = stunet()
+    batch = clips()
+    state, metrics = compiled_step()(create_state(trained, optax.sgd(1.0)), frozen, batch, 0)
+    return state, metrics, compiled_sampling()(trained, frozen, batch.video, batch.text)
+
+
+def agree(actual, expected, scale):
+    np.testing.assert_allclose(np.asarray(actual), np.asarray(expected), rtol=1e-5, atol=1e-5 * float(scale))
+
+
+@pytest.mark.parametrize(("data", "rows"), MESHES)
+def test_a_training_step_does_not_depend_on_the_mesh(data, rows):
+    mesh = make_mesh(data, rows)
+    _, trained, frozen = stunet()
+    expected, expected_metrics, _ = on_one_device()
+    state = spread(mesh, create_state(trained, optax.sgd(1.0)))
+    state, metrics = compiled_step()(state, spread(mesh, frozen), shard_batch(mesh, clips()), 0)
+    np.testing.assert_allclose(metrics["loss"], expected_metrics["loss"], rtol=1e-5)
+    np.testing.assert_allclose(metrics["gradient_norm"], expected_metrics["gradient_norm"], rtol=1e-5)
+    for part in ("parameters", "average"):
+        jax.tree.map(
+            lambda old, new, one: agree(new - old, one - old, jnp.abs(one - old).max()),
+            trained,
+            jax.device_get(getattr(state, part)),
+            jax.device_get(getattr(expected, part)),
+        )
+
+
+@pytest.mark.parametrize(("data", "rows"), MESHES)
+def test_sampling_does_not_depend_on_the_mesh(data, rows):
+    mesh = make_mesh(data, rows)
+    _, trained, frozen = stunet()
+    batch = shard_batch(mesh, clips())
+    out = compiled_sampling()(spread(mesh, trained), spread(mesh, frozen), batch.video, batch.text)
+    expected = on_one_device()[2]
+    assert np.isfinite(out).all()
+    agree(out, expected, np.abs(expected).max())

@@ -1,4 +1,7 @@
-"""Inflation: a new STUNet is the image model on still clips, at any length; each temporal layer against float64."""
+"""The Space-Time U-Net: at any number of frames the flow of paper Fig. 4a, and before training the image model.
+
+Every clip here has an odd aspect ratio (28x16 pixels: 224x128 in proportion) that the four levels have to pad.
+"""
 
 import dataclasses
 import functools
@@ -7,13 +10,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import temporal_definitions as definitions
 from flax import nnx
+from random_unets import randomised
 
-from lumiere_jax.models import parameter_partition, temporal
-from lumiere_jax.models.layers import TemporalConv
+from lumiere_jax.abstract_model import OneKey, abstract_unet
+from lumiere_jax.models import parameter_partition
 from lumiere_jax.models.stunet import deflate, inflate
-from lumiere_jax.models.temporal import TemporalConfig, TemporalParam
-from lumiere_jax.models.unet2d import UNet2D, UNet2DConfig
+from lumiere_jax.models.temporal import TemporalConfig
+from lumiere_jax.models.unet2d import UNet2DConfig
+
+pytestmark = pytest.mark.usefixtures("float64")
 
 # Four levels as the paper's backbone, so that the third resize keeps the frames.
 IMAGE = UNet2DConfig(
@@ -27,150 +34,189 @@ IMAGE = UNet2DConfig(
     text_pooling_heads=2,
 )
 TEMPORAL = TemporalConfig(strides=(2, 2, 1), norm_groups=2, attention_head_dim=4)
-TEXT = jax.random.normal(jax.random.key(5), (2, 3, 8))
-TIME = jnp.array([10.0, 600.0])
+HEIGHT, WIDTH = 16, 28
+LENGTHS = (1, 2, 3, 5, 7)
 
 
-def randomised(module, seed=0):
-    """Every parameter random, so that no layer hides behind a zero initialisation."""
-    graphdef, state = nnx.split(module)
-    leaves, tree = jax.tree.flatten(state)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    noisy = [leaf + 0.2 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
-    return nnx.merge(graphdef, jax.tree.unflatten(tree, noisy))
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape)
+
+
+TEXT, TIME = normal(2, 3, 8), np.array([10.0, 600.0])
 
 
 @functools.cache
 def image_model():
-    return randomised(UNet2D(IMAGE, rngs=nnx.Rngs(0)))
+    return randomised(abstract_unet(IMAGE))
 
 
 def inflated(config=TEMPORAL):
-    return inflate(nnx.merge(*nnx.split(image_model())), config, rngs=nnx.Rngs(1))
+    """A new STUNet over the image model: nothing in it is trained."""
+    return inflate(nnx.merge(*nnx.split(image_model())), config, rngs=OneKey(0))
+
+
+@functools.cache
+def trained():
+    """A STUNet with random temporal layers over the image model, and the image model as it went in."""
+    stunet = randomised(inflated(), seed=1)
+    graphdef, temporal, _ = parameter_partition.split(stunet)
+    return nnx.merge(graphdef, temporal, parameter_partition.split(inflated())[2])
 
 
 @jax.jit
 def apply(graphdef, state, video):
-    return nnx.merge(graphdef, state)(video, TIME, TEXT)
+    return nnx.merge(graphdef, state)(video, jnp.asarray(TIME), jnp.asarray(TEXT))
 
 
 def run(unet, video):
-    return np.asarray(apply(*nnx.split(unet), video))
+    out = np.asarray(apply(*nnx.split(unet), jnp.asarray(video)))
+    assert out.dtype == np.float64
+    return out
 
 
-def still_clip(frames, height=8, width=16):
-    image = jax.random.normal(jax.random.key(7), (2, 1, height, width, 3))
-    return jnp.broadcast_to(image, (2, frames, height, width, 3)), image
+def still_clip(frames):
+    image = normal(2, 1, HEIGHT, WIDTH, 3, seed=7)
+    return np.repeat(image, frames, axis=1), image
 
 
-@pytest.mark.parametrize("frames", [8, 5])
+def moving_clip(frames):
+    return normal(2, frames, HEIGHT, WIDTH, 3, seed=4)
+
+
+# ------------------------------------------------------------------------------------ the flow of Fig. 4a
+
+
+@jax.jit
+def apply_layer(layer, frame, embedding, context):
+    return layer(frame, embedding, context)
+
+
+def hand_written(stunet, video):
+    """Fig. 4a over the module tree: the frozen layers see one frame at a time, the temporal ones are NumPy."""
+    embedding, context = stunet.condition(jnp.asarray(TIME), jnp.asarray(TEXT), None, None)
+
+    def spatial(layer, x):
+        frames = [apply_layer(layer, jnp.asarray(x[:, [t]]), embedding, context) for t in range(x.shape[1])]
+        return np.concatenate(frames, axis=1)
+
+    def convolution_block(block, x):
+        p = definitions.parameters(block)
+        return definitions.convolution_block(p, spatial(block.spatial, x), IMAGE.act_fn, TEMPORAL.norm_groups)
+
+    def attention_block(block, x):
+        return definitions.attention_block(definitions.parameters(block), spatial(block.spatial, x), head_dim=4)
+
+    def shorter(resize, x, stride):
+        return definitions.down_sampling(definitions.parameters(resize), spatial(resize.spatial, x), stride)
+
+    def longer(resize, x, stride, frames):
+        h = definitions.up_sampling(definitions.parameters(resize), spatial(resize.spatial, x), stride)
+        return h[:, np.arange(frames)]
+
+    fine, middle, coarse, coarsest = stunet.down
+    below = -video.shape[2] % 8, -video.shape[3] % 8
+    h = np.pad(video, ((0, 0), (0, 0), (0, below[0]), (0, below[1]), (0, 0)), mode="edge")
+    frames = video.shape[1]
+    half = (frames + 1) // 2
+    conv_in = definitions.space_convolution(definitions.parameters(stunet.conv_in), h)
+    a = convolution_block(fine.layers[0], conv_in)
+    a_down = shorter(fine.resize, a, 2)
+    b = convolution_block(middle.layers[0], a_down)
+    b_down = shorter(middle.resize, b, 2)
+    c = convolution_block(coarse.layers[0], b_down)
+    c_down = shorter(coarse.resize, c, 1)
+    d = attention_block(coarsest.layers[0], c_down)
+    h = attention_block(stunet.middle, d)
+
+    def up(level, block, h, *skips):
+        for layer, skip in zip(level.layers, skips, strict=True):
+            h = block(layer, np.concatenate([h, skip], axis=-1))
+        return h
+
+    coarsest, coarse, middle, fine = stunet.up
+    h = longer(coarsest.resize, up(coarsest, attention_block, h, d, c_down), 1, (half + 1) // 2)
+    h = longer(coarse.resize, up(coarse, convolution_block, h, c, b_down), 2, half)
+    h = longer(middle.resize, up(middle, convolution_block, h, b, a_down), 2, frames)
+    h = up(fine, convolution_block, h, a, conv_in)
+    h = definitions.group_normalisation(definitions.parameters(stunet.conv_norm_out), h, IMAGE.norm_num_groups)
+    h = definitions.activation(IMAGE.act_fn, h)
+    h = definitions.space_convolution(definitions.parameters(stunet.conv_out), h)
+    return h[:, :, : video.shape[2], : video.shape[3]]
+
+
+@pytest.mark.parametrize("frames", LENGTHS)
+def test_flow(frames):
+    """One frame too: the image model plus its temporal layers on one frame."""
+    video = moving_clip(frames)
+    out = run(trained(), video)
+    assert out.shape == video.shape
+    np.testing.assert_allclose(out, hand_written(trained(), video), atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("frames", LENGTHS)
 def test_new_stunet_is_the_image_model_on_still_clips(frames):
     video, image = still_clip(frames)
-    expected = np.broadcast_to(run(image_model(), image), (2, frames, 8, 16, 3))
-    np.testing.assert_allclose(run(inflated(), video), expected, atol=2e-5, rtol=1e-5)
+    np.testing.assert_allclose(run(inflated(), video), np.repeat(run(image_model(), image), frames, 1), atol=1e-9)
 
 
 @pytest.mark.parametrize("init", ["tent", "he"])
 def test_other_initialisations_break_the_identity(init):
-    video, image = still_clip(8)
-    expected = np.broadcast_to(run(image_model(), image), video.shape)
+    video, image = still_clip(5)
     other = dataclasses.replace(TEMPORAL, resampler_init=init)
-    assert np.abs(run(inflated(other), video) - expected).max() > 0.1
+    assert np.abs(run(inflated(other), video) - run(image_model(), image)).max() > 0.05
 
 
 def test_down_sampling_strides_rather_than_averages():
-    # In a new STUNet the coarsest level sees frames 0 and 4 of 8 alone, so frames 1, 2, 3 change nobody but themselves.
-    video = jax.random.normal(jax.random.key(3), (2, 8, 8, 16, 3))
-    stunet = inflated()
-    change = np.abs(run(stunet, video.at[:, 1:4].add(1.0)) - run(stunet, video)).max(axis=(0, 2, 3, 4))
-    assert (change[[0, 4, 5, 6, 7]] < 1e-5).all()
+    # In a new STUNet the coarsest level sees frames 0 and 4 of 5 alone, so frames 1, 2, 3 change nobody but themselves.
+    video, changed = moving_clip(5), moving_clip(5)
+    changed[:, 1:4] += 1.0
+    change = np.abs(run(inflated(), changed) - run(inflated(), video)).max(axis=(0, 2, 3, 4))
+    assert (change[[0, 4]] < 1e-9).all()
     assert (change[1:4] > 1e-3).all()
 
 
-def test_deflate_returns_the_image_model_frame_by_frame():
-    stunet = randomised(inflated(), seed=2)
-    image = deflate(stunet)
-    assert stunet.is_inflated
-    assert not image.is_inflated
-    video = jax.random.normal(jax.random.key(4), (2, 3, 8, 16, 3))
-    together = run(image, video)
-    for frame in range(3):
-        np.testing.assert_allclose(together[:, frame : frame + 1], run(image, video[:, frame : frame + 1]), atol=2e-5)
-
-
 def test_frames_influence_each_other_once_temporal_layers_are_trained():
-    stunet = randomised(inflated(), seed=3)
-    video = jax.random.normal(jax.random.key(4), (2, 8, 8, 16, 3))
-    change = np.abs(run(stunet, video.at[:, 7].add(1.0)) - run(stunet, video)).max(axis=(0, 2, 3, 4))
-    assert (change > 1e-4).all()
+    video, changed = moving_clip(7), moving_clip(7)
+    changed[:, 6] += 1.0
+    change = np.abs(run(trained(), changed) - run(trained(), video)).max(axis=(0, 2, 3, 4))
+    assert (change > 1e-6).all()
+
+
+# ------------------------------------------------------------------------------------ the image model inside it
+
+
+def test_deflated_is_bitwise_the_image_model_on_clips():
+    video = moving_clip(3)
+    stunet = trained()
+    image = deflate(stunet)
+    assert (stunet.is_inflated, image.is_inflated) == (True, False)
+    expected = run(image_model(), video)
+    np.testing.assert_array_equal(run(image, video), expected)
+    assert np.abs(run(stunet, video) - expected).max() > 0.1
+    for frame in range(3):
+        np.testing.assert_allclose(run(image, video[:, frame : frame + 1])[:, 0], expected[:, frame], atol=1e-12)
 
 
 def test_only_the_added_parameters_are_trained():
-    _, trained, frozen = parameter_partition.split(inflated())
+    _, temporal, frozen = parameter_partition.split(trained())
     image = nnx.to_pure_dict(nnx.state(image_model()))
     assert parameter_partition.count(frozen) == parameter_partition.count(image)
-    assert parameter_partition.count(trained) > 0
+    assert parameter_partition.count(temporal) > 0
     assert parameter_partition.trained(image_model()) is nnx.Param
-    assert parameter_partition.count(parameter_partition.split(parameter_partition.freeze(image_model_copy()))[1]) == 0
+    copy = nnx.merge(*nnx.split(image_model()))
+    assert parameter_partition.count(parameter_partition.split(parameter_partition.freeze(copy))[1]) == 0
 
 
-def image_model_copy():
-    return nnx.merge(*nnx.split(image_model()))
+# ------------------------------------------------------------------------------------ what is refused
 
 
 @pytest.mark.parametrize("strides", [(2, 2), (2, 2, 0)])
 def test_wrong_strides_are_refused(strides):
-    with pytest.raises(ValueError, match="strides"):
+    with pytest.raises(ValueError, match=r"strides \(2, 2.*give one positive number for each of the 3 spatial"):
         inflated(TemporalConfig(strides=strides))
 
 
-# ------------------------------------------------------------------------------------ against float64 NumPy
-
-
-def convolve_time(x, kernel, bias):
-    """Zero-padded convolution over axis 1, straight from the definition."""
-    taps = len(kernel)
-    padded = np.pad(x, ((0, 0), (taps // 2, taps // 2), (0, 0), (0, 0), (0, 0)))
-    return sum(padded[:, k : k + x.shape[1]] @ kernel[k] for k in range(taps)) + bias
-
-
-def parameters(module):
-    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), nnx.to_pure_dict(nnx.state(module)))
-
-
-def test_temporal_convolution_equals_its_definition():
-    with jax.enable_x64(True):
-        conv = randomised(TemporalConv(4, 6, param=TemporalParam, rngs=nnx.Rngs(0)))
-        x = np.random.default_rng(0).normal(size=(2, 5, 3, 2, 4))
-        p = parameters(conv)
-        conv = nnx.merge(nnx.graphdef(conv), jax.tree.map(jnp.asarray, p))
-        np.testing.assert_allclose(conv(jnp.asarray(x)), convolve_time(x, p["kernel"], p["bias"]), atol=1e-12)
-
-
-def test_temporal_attention_equals_its_definition():
-    with jax.enable_x64(True):
-        layer = randomised(temporal.TemporalAttention(8, 4, rngs=nnx.Rngs(0)))
-        p = parameters(layer)
-        layer = nnx.merge(nnx.graphdef(layer), jax.tree.map(jnp.asarray, p))
-        x = np.random.default_rng(1).normal(size=(1, 5, 1, 2, 8))
-        out = np.asarray(layer(jnp.asarray(x)))
-    for pixel in range(2):
-        frames = x[0, :, 0, pixel]
-        normal = (frames - frames.mean(-1, keepdims=True)) / np.sqrt(frames.var(-1, keepdims=True) + 1e-5)
-        qkv = (normal * p["norm"]["scale"] + p["norm"]["bias"]) @ p["to_qkv"]["kernel"] + p["to_qkv"]["bias"]
-        q, k, v = qkv.reshape(5, 3, 2, 4).transpose(1, 2, 0, 3)
-        result = np.concatenate([one_head(q[h], k[h], v[h]) for h in range(2)], axis=-1)
-        expected = frames + result @ p["to_out"]["kernel"] + p["to_out"]["bias"]
-        np.testing.assert_allclose(out[0, :, 0, pixel], expected, atol=1e-6)
-
-
-def one_head(q, k, v):
-    """Attention over frames with pairs of channels turned by frame index times frequency, as complex numbers."""
-    turn = np.exp(1j * np.outer(np.arange(len(q)), [1.0, 0.01]))
-
-    def turned(x):
-        return (x[:, 0::2] + 1j * x[:, 1::2]) * turn
-
-    logits = (turned(q) @ turned(k).conj().T).real / np.sqrt(q.shape[-1])
-    weights = np.exp(logits - logits.max(-1, keepdims=True))
-    return weights / weights.sum(-1, keepdims=True) @ v
+@pytest.mark.parametrize("field", ["conv_kernel", "spatial_kernel", "resampler_kernel"])
+def test_kernels_without_a_middle_are_refused(field):
+    with pytest.raises(ValueError, match=f"{field}=2 must be odd"):
+        TemporalConfig(**{field: 2})
