@@ -115,7 +115,6 @@ def test_a_gradient_does_not_depend_on_the_mesh():
 
 # ------------------------------------------------------------------------------------ a STUNet
 
-MESHES = [(4, 2), (8, 1), (2, 4)]
 SCHEDULE = CosineSchedule()
 
 
@@ -136,11 +135,13 @@ def spread(mesh, tree):
     return jax.device_put(tree, parameter_shardings(mesh, tree))
 
 
+OPTIMIZER = optax.sgd(1.0, momentum=0.9)  # its state after one step is the gradient
+
+
 @functools.cache
 def compiled_step():
-    """With this optimiser what a step takes off the parameters is their gradient."""
     objective = Objective(SCHEDULE)
-    fixed = {"graphdef": stunet()[0], "optimizer": optax.sgd(1.0), "objective": objective, "ema_decay": 0.9}
+    fixed = {"graphdef": stunet()[0], "optimizer": OPTIMIZER, "objective": objective, "ema_decay": 0.9}
     return jax.jit(functools.partial(train_step, **fixed))
 
 
@@ -163,38 +164,33 @@ def compiled_sampling():
 def on_one_device():
     _, trained, frozen = stunet()
     batch = clips()
-    state, metrics = compiled_step()(create_state(trained, optax.sgd(1.0)), frozen, batch, 0)
+    state, metrics = compiled_step()(create_state(trained, OPTIMIZER), frozen, batch, 0)
     return state, metrics, compiled_sampling()(trained, frozen, batch.video, batch.text)
 
 
-def agree(actual, expected, scale):
-    np.testing.assert_allclose(np.asarray(actual), np.asarray(expected), rtol=1e-5, atol=1e-5 * float(scale))
+def assert_same(actual, expected):
+    """Every array to 1e-5 of its largest value."""
+    expected, tree = jax.tree.flatten_with_path(jax.device_get(expected))
+    for (path, one), many in zip(expected, tree.flatten_up_to(jax.device_get(actual)), strict=True):
+        largest = np.abs(one).max()
+        np.testing.assert_allclose(many, one, rtol=0, atol=1e-5 * largest, err_msg=jax.tree_util.keystr(path))
 
 
-@pytest.mark.parametrize(("data", "rows"), MESHES)
+@pytest.mark.parametrize(("data", "rows"), [(4, 2), (8, 1), (2, 4)])
 def test_a_training_step_does_not_depend_on_the_mesh(data, rows):
     mesh = make_mesh(data, rows)
     _, trained, frozen = stunet()
     expected, expected_metrics, _ = on_one_device()
-    state = spread(mesh, create_state(trained, optax.sgd(1.0)))
+    state = spread(mesh, create_state(trained, OPTIMIZER))
     state, metrics = compiled_step()(state, spread(mesh, frozen), shard_batch(mesh, clips()), 0)
-    np.testing.assert_allclose(metrics["loss"], expected_metrics["loss"], rtol=1e-5)
-    np.testing.assert_allclose(metrics["gradient_norm"], expected_metrics["gradient_norm"], rtol=1e-5)
-    for part in ("parameters", "average"):
-        jax.tree.map(
-            lambda old, new, one: agree(new - old, one - old, jnp.abs(one - old).max()),
-            trained,
-            jax.device_get(getattr(state, part)),
-            jax.device_get(getattr(expected, part)),
-        )
+    assert_same(metrics, expected_metrics)
+    assert_same(state, expected)
 
 
-@pytest.mark.parametrize(("data", "rows"), MESHES)
-def test_sampling_does_not_depend_on_the_mesh(data, rows):
-    mesh = make_mesh(data, rows)
+def test_sampling_does_not_depend_on_the_mesh():
+    mesh = make_mesh(data=2, rows=4)
     _, trained, frozen = stunet()
     batch = shard_batch(mesh, clips())
     out = compiled_sampling()(spread(mesh, trained), spread(mesh, frozen), batch.video, batch.text)
-    expected = on_one_device()[2]
     assert np.isfinite(out).all()
-    agree(out, expected, np.abs(expected).max())
+    assert_same(out, on_one_device()[2])
