@@ -20,7 +20,7 @@ from flax import nnx
 
 from configs import stunet
 from lumiere_jax.checkpoints.image_model import ImageModel, load_image_model
-from lumiere_jax.data.open_dataset import open_dataset
+from lumiere_jax.data.open_dataset import Dataset, open_dataset
 from lumiere_jax.models import parameter_partition
 from lumiere_jax.models.stunet import inflate
 from lumiere_jax.models.temporal import TemporalConfig
@@ -44,6 +44,7 @@ class Data:
     name: str
     config: ml_collections.ConfigDict
     image: ImageModel
+    train_set: Dataset
     validation: Batch
 
 
@@ -93,19 +94,18 @@ def prepare(name: str, config: ml_collections.ConfigDict, workdir: str | pathlib
     image = load_image_model(directory)
     config = ml_collections.ConfigDict(config.to_dict())
     config.unet = dataclasses.asdict(image.unet.config)
-    _, validation_set = open_dataset(config.dataset)
+    train_set, validation_set = open_dataset(config.dataset)
     encode = caption_encoder(config, image.tokenizer, None)
     validation = next(batches_of(config, encode, validation_set, config.training.validation_clips))
-    return Data(name, config, image, _to_batch(validation))
+    return Data(name, config, image, train_set, _to_batch(validation))
 
 
 def training_batches(data: Data, seed: int, steps: int) -> list[Batch]:
     """The batches of a training, in memory: the same for every variant of a seed."""
     config = ml_collections.ConfigDict(data.config.to_dict())
     config.seed = seed
-    train_set, _ = open_dataset(config.dataset)
     encode = caption_encoder(config, data.image.tokenizer, None)
-    batches = training_batches_of(config, encode, train_set, start_step=0)
+    batches = training_batches_of(config, encode, data.train_set, start_step=0)
     return [_to_batch(batch) for batch in itertools.islice(batches, steps)]
 
 

@@ -18,7 +18,7 @@ from flax import nnx
 from PIL import Image
 
 from configs import ssr, stunet, text_to_image
-from lumiere_jax import evaluate, sample, train, train_setup
+from lumiere_jax import evaluate, sample, train, train_setup, train_step
 from lumiere_jax.checkpoints.checkpointing import CheckpointError, load_tree, tree_hash
 from lumiere_jax.checkpoints.run_directory import RunDirectory, load_run
 from lumiere_jax.checkpoints.temporal_weights import export_temporal, load_temporal
@@ -85,6 +85,22 @@ def test_frozen_parameters_are_bitwise_the_image_models(base):
     temporal_only = jax.tree.leaves(nnx.state(trained))
     assert len(temporal_only) > len(jax.tree.leaves(expected))
     np.testing.assert_array_equal(trained.conv_in.kernel[...], image.model.unet.conv_in.kernel[...])
+
+
+def test_frozen_parameters_are_kept_in_the_compute_dtype(base, data_dir, tmp_path, monkeypatch):
+    """Trained parameters, their average and the optimiser's slots stay float32."""
+    dtypes = {}
+
+    def recorded(state, frozen, *arguments, **settings):
+        for name, tree in {"frozen": frozen, "trained": state[1:]}.items():
+            dtypes[name] = {str(leaf.dtype) for leaf in jax.tree.leaves(tree) if leaf.ndim}
+        return train_step.train_step(state, frozen, *arguments, **settings)
+
+    monkeypatch.setattr(train, "train_step", recorded)
+    config = test_config(stunet, data_dir, steps=1, preview_every=0)
+    config.init_from, config.compute_dtype = str(base[0] / "image_model"), "bfloat16"
+    train.train(config, tmp_path)
+    assert dtypes == {"frozen": {"bfloat16"}, "trained": {"float32"}}
 
 
 def test_text_encoder_went_through_t5x_format(base):
