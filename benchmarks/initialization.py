@@ -16,6 +16,7 @@ import csv
 import json
 import pathlib
 import sys
+import textwrap
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -126,12 +127,12 @@ def draw_samples(clips: dict[str, Clip]) -> Figure:
     size = (0.8 * (frames + 2), 0.85 * len(clips) + 0.3)
     figure, axes = plt.subplots(len(clips), frames, figsize=size, layout="constrained")
     for row, (label, clip) in zip(axes, clips.items(), strict=True):
-        for number, (axis, image) in enumerate(zip(row, to_uint8(clip), strict=True)):
+        for axis, image in zip(row, to_uint8(clip), strict=True):
             axis.imshow(image)
             axis.set(xticks=[], yticks=[])
-            if row is axes[0]:
-                axis.set_title(f"frame {number}", fontsize=7)
-        row[0].set_ylabel(label.replace(", ", ",\n"), fontsize=7, rotation=0, ha="right", va="center")
+        row[0].set_ylabel(textwrap.fill(label, 14), fontsize=7, rotation=0, ha="right", va="center")
+    for number, axis in enumerate(axes[0]):
+        axis.set_title(f"frame {number}", fontsize=7)
     return figure
 
 
