@@ -39,6 +39,7 @@ from absl.flags import FLAGS
 from lumiere_jax.data import moving_shapes, video_folder
 from lumiere_jax.data.clip_sampling import frame_indices, sample_by_time, sample_times
 from lumiere_jax.data.input_pipeline import make_batches
+from lumiere_jax.data.source_videos import find_sources
 from lumiere_jax.data.video_io import VideoError, encode_mp4, frame_to_rgb, open_video, to_float, to_uint8
 
 OURS = "lumiere_jax"
@@ -82,15 +83,16 @@ def write_raw(videos: str, folder: pathlib.Path, task: Task) -> None:
     Raises:
       VideoError: none of the videos is long enough.
     """
-    reasons = []
-    for file in video_folder.list_videos(videos):
+    sources = find_sources(videos, default_caption="a video")
+    reasons = list(sources.rejected.values())
+    for source in sources.videos:
         try:
-            frames, fps = _beginning(pathlib.Path(videos, file), task)
+            frames, fps = _beginning(pathlib.Path(source.path), task)
         except VideoError as error:
             reasons.append(str(error))
             print(f"left out: {error}", flush=True)
             continue
-        (folder / file.replace("/", "_")).with_suffix(".mp4").write_bytes(encode_mp4(frames, fps, crf=18))
+        (folder / source.name.replace("/", "_")).with_suffix(".mp4").write_bytes(encode_mp4(frames, fps, crf=18))
     if not any(folder.iterdir()):
         raise VideoError(f"no video in {videos} can be used: " + "; ".join(reasons))
 

@@ -177,13 +177,15 @@ def config_from_json(fields: dict[str, Any]) -> ml_collections.ConfigDict:
     """The config that `to_json_best_effort` wrote, with what it lacks because it was written by an older version.
 
     Before there was `text.padding_sees_tokens`, and with it embeddings ahead of time, all text was encoded as T5X does.
-    Before there were flips and batches of single frames, a run had none.
+    Before there were flips and batches of single frames, a run had none. Exported layers have no `dataset`.
     """
+    before = {
+        "dataset": {"flip_probability": 0.0},
+        "training": {"image_share": 0.0, "image_batch_size": 0},
+        "text": {"padding_sees_tokens": False},
+    }
     fields = _as_tuples(fields)
-    fields["dataset"] = {"flip_probability": 0.0} | fields["dataset"]
-    fields["training"] = {"image_share": 0.0, "image_batch_size": 0} | fields["training"]
-    fields["text"] = {"padding_sees_tokens": False} | fields["text"]
-    return ml_collections.ConfigDict(fields)
+    return ml_collections.ConfigDict(fields | {name: before[name] | fields[name] for name in before if name in fields})
 
 
 def _as_tuples(node: Any) -> Any:

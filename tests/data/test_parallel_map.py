@@ -1,5 +1,6 @@
 import os
 import signal
+import subprocess
 import sys
 import time
 
@@ -85,24 +86,18 @@ class Recorded:
 
 def test_processes_end_when_their_parent_is_killed(tmp_path):
     log = tmp_path / "pids"
-    parent = os.fork()
-    if not parent:
-        os.execv(
-            sys.executable,
-            [
-                sys.executable,
-                "-c",
-                f"import sys; sys.path[:0] = {sys.path!r}\n"
-                "from test_parallel_map import Recorded, died\n"
-                "from lumiere_jax.data.parallel_map import map_in_processes\n"
-                f"list(map_in_processes(Recorded({str(log)!r}), range(2), 2, died))",
-            ],
-        )
+    program = (
+        f"import sys; sys.path[:0] = {sys.path!r}\n"
+        "from test_parallel_map import Recorded, died\n"
+        "from lumiere_jax.data.parallel_map import map_in_processes\n"
+        f"list(map_in_processes(Recorded({str(log)!r}), range(2), 2, died))"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program])
     while not log.exists() or len(log.read_text().split()) < 2:
         time.sleep(0.05)
     children = [int(pid) for pid in log.read_text().split()]
-    os.kill(parent, signal.SIGKILL)
-    os.waitpid(parent, 0)
+    parent.kill()
+    parent.wait()
     for _ in range(600):
         if not any(is_running(pid) for pid in children):
             return
@@ -114,7 +109,7 @@ def is_running(pid):
     try:
         with open(f"/proc/{pid}/stat") as file:
             return file.read().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # gone before it was opened, or before it was read
         return False
 
 
