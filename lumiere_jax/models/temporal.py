@@ -35,6 +35,7 @@ from lumiere_jax.models.layers import (
     fan_in_normal,
     zeros,
 )
+from lumiere_jax.models.rematerialization import Rematerializable, rematerialized
 from lumiere_jax.models.unet2d import MiddleLayer, SpatialLayer, SpatialResize, TextContext, activation
 
 
@@ -95,7 +96,7 @@ def _resampling_conv(features: int, config: TemporalConfig, rngs: nnx.Rngs) -> T
     )
 
 
-class ConvInflationBlock(nnx.Module):
+class ConvInflationBlock(Rematerializable):
     """Paper Fig. 4b: a factorised space-time convolution beside the pre-trained layer it contains."""
 
     def __init__(self, spatial: SpatialLayer, config: TemporalConfig, *, rngs: nnx.Rngs):
@@ -117,13 +118,18 @@ class ConvInflationBlock(nnx.Module):
         embedding: Float[Array, "batch embedding"],
         context: TextContext,
     ) -> Float[Array, "batch frames height width out"]:
-        out = self.spatial(x, embedding, context)
+        return self._add_temporal(self.spatial(x, embedding, context))
+
+    @rematerialized("temporal")
+    def _add_temporal(
+        self, out: Float[Array, "batch frames height width out"]
+    ) -> Float[Array, "batch frames height width out"]:
         h = activation(self.act_fn, self.norm_1(self.spatial_conv(out)))
         h = activation(self.act_fn, self.norm_2(self.temporal_conv(h)))
         return out + self.projection(h)
 
 
-class TemporalAttention(nnx.Module):
+class TemporalAttention(Rematerializable):
     """Self-attention over the frames of each pixel, pre-normalised, added to its input.
 
     Time enters by rotary embedding of queries and keys with the frame index at this level: only differences of frames
@@ -138,6 +144,7 @@ class TemporalAttention(nnx.Module):
         self.to_qkv = Linear(features, 3 * features, param=TemporalParam, rngs=rngs)
         self.to_out = Linear(features, features, kernel_init=fan_in_normal, param=TemporalParam, rngs=rngs)
 
+    @rematerialized("temporal")
     def __call__(
         self, x: Float[Array, "batch frames height width channels"]
     ) -> Float[Array, "batch frames height width channels"]:

@@ -9,6 +9,7 @@ attention after it form one `SpatialLayer`: the "pre-trained spatial layer(s)" t
 """
 
 import dataclasses
+import functools
 import math
 from typing import Literal, NamedTuple
 
@@ -25,6 +26,7 @@ from lumiere_jax.models.layers import (
     attention,
     fan_in_third,
 )
+from lumiere_jax.models.rematerialization import Rematerializable, checkpointed, rematerialized
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +132,7 @@ class TextPooling(nnx.Module):
         return self.norm2(self.proj(attention(q, k, v).reshape(len(text), -1)))
 
 
-class ResnetBlock(nnx.Module):
+class ResnetBlock(Rematerializable):
     """Two convolutions, the time embedding as scale and shift between them; optionally resized in space first."""
 
     def __init__(
@@ -153,6 +155,7 @@ class ResnetBlock(nnx.Module):
         widths_differ = in_features != out_features
         self.conv_shortcut = SpatialConv(in_features, out_features, kernel_size=1, rngs=rngs) if widths_differ else None
 
+    @rematerialized("spatial")
     def __call__(
         self, x: Float[Array, "batch frames height width in"], embedding: Float[Array, "batch embedding"]
     ) -> Float[Array, "batch frames new_height new_width out"]:
@@ -179,7 +182,7 @@ def resize_frames(
     return x
 
 
-class SpatialAttention(nnx.Module):
+class SpatialAttention(Rematerializable):
     """Each pixel of a frame attends to the clip's text and, unless `only_cross_attention`, to its frame's pixels."""
 
     def __init__(self, features: int, config: UNet2DConfig, *, rngs: nnx.Rngs):
@@ -195,6 +198,7 @@ class SpatialAttention(nnx.Module):
         self.add_v_proj = Linear(config.cross_attention_dim, features, rngs=rngs)
         self.to_out = Linear(features, features, rngs=rngs, kernel_init=fan_in_third)
 
+    @rematerialized("spatial")
     def __call__(
         self, x: Float[Array, "batch frames height width channels"], context: TextContext
     ) -> Float[Array, "batch frames height width channels"]:
@@ -294,7 +298,7 @@ class Level(nnx.Module):
         self.resize = resize
 
 
-class UNet2D(nnx.Module):
+class UNet2D(Rematerializable):
     """Text-to-image (or super-resolution) diffusion U-Net over the frames of a clip."""
 
     def __init__(self, config: UNet2DConfig, *, rngs: nnx.Rngs):
@@ -334,23 +338,22 @@ class UNet2D(nnx.Module):
         """
         height, width = x.shape[2:4]
         embedding, context = self.condition(time, text, text_mask, noise_level)
+        run = functools.partial(checkpointed, self.remat.block, _run_layer)
         h = self.conv_in(self._pad(x))
         skips = [h]
         for level in self.down:
             for layer in level.layers:
-                h = layer(h, embedding, context)
+                h = run(layer, h, None, embedding, context)
                 skips.append(h)
             if level.resize is not None:
-                h = level.resize(h, embedding, context)
+                h = run(level.resize, h, None, embedding, context)
                 skips.append(h)
-        h = self.middle(h, embedding, context)
+        h = run(self.middle, h, None, embedding, context)
         for level in self.up:
             for layer in level.layers:
-                skip = skips.pop()
-                # Temporal up-sampling returns a multiple of its stride: frames past the skip connection's are dropped.
-                h = layer(jnp.concatenate([h[:, : skip.shape[1]], skip], axis=-1), embedding, context)
+                h = run(layer, h, skips.pop(), embedding, context)
             if level.resize is not None:
-                h = level.resize(h, embedding, context)
+                h = run(level.resize, h, None, embedding, context)
         h = self.conv_out(activation(self.config.act_fn, self.conv_norm_out(h)))
         return h[:, :, :height, :width]
 
@@ -378,6 +381,14 @@ class UNet2D(nnx.Module):
         multiples = (1, 1, stride, stride, 1)
         padding = [(0, -size % multiple) for size, multiple in zip(x.shape, multiples, strict=True)]
         return jnp.pad(x, padding, mode="edge")
+
+
+def _run_layer(layer: nnx.Module, x: Array, skip: Array | None, embedding: Array, context: TextContext) -> Array:
+    """A layer on `x` and, in the channels after it, the skip connection that the way up has."""
+    if skip is not None:
+        # Temporal up-sampling returns a multiple of its stride: frames past the skip connection's are dropped.
+        x = jnp.concatenate([x[:, : skip.shape[1]], skip], axis=-1)
+    return layer(x, embedding, context)
 
 
 def _down_levels(config: UNet2DConfig, rngs: nnx.Rngs) -> list[Level]:

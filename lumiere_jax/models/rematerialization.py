@@ -1,0 +1,98 @@
+"""Rematerialisation: what a training step keeps of its forward pass, and what its backward pass computes again.
+
+Each field of `Rematerialization` is a kind of module and has the name of a policy:
+
+none       the module's values are kept. All that the backward pass reads lies in memory at once.
+products   kept are its inputs, and the results of its convolutions and of its products with weights. Computed again
+           are normalisations, activations and attention weights: many values, few operations.
+full       kept are its inputs alone. Computed again is all of it that its gradient asks for.
+
+Loss and gradients are the same to rounding, so a run may be continued under another policy. Nothing of the model
+changes but the order in which a compiler may work: without a gradient the policies do nothing.
+docs/model_sizes.md has what each of them keeps and costs.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import nnx
+
+
+def _is_product(primitive: Any, *_: Any, **parameters: Any) -> bool:
+    """A convolution, or a matrix product without batch axes: with weights. Attention's have batch axes."""
+    if primitive is jax.lax.dot_general_p:
+        _, (batch_axes, _) = parameters["dimension_numbers"]
+        return not batch_axes
+    return primitive is jax.lax.conv_general_dilated_p
+
+
+_KEPT = {
+    "products": _is_product,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+POLICIES = ("none", *_KEPT)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rematerialization:
+    """A policy for each kind of module; nothing here is from the paper."""
+
+    # A layer of the U-Net with the temporal layers that inflate it, and the concatenation of its skip connection.
+    block: str = "none"
+    spatial: str = "none"  # each residual block and each attention of the image model
+    temporal: str = "none"  # each temporal attention, and the convolutions of each inflation block
+
+    def __post_init__(self):
+        for field, policy in dataclasses.asdict(self).items():
+            if policy not in POLICIES:
+                raise ValueError(f"remat.{field}={policy!r}: use one of {', '.join(POLICIES)}")
+        inside = {field: getattr(self, field) for field in ("spatial", "temporal")}
+        if self.block != "none" and set(inside.values()) != {"none"}:
+            raise ValueError(
+                f"remat.block={self.block!r} covers what is inside of a block, which would be computed a third time "
+                f"with {inside}: set these to 'none', or remat.block"
+            )
+
+
+class Rematerializable(nnx.Module):
+    """A module with methods that `rematerialize` is about."""
+
+    remat = Rematerialization()
+
+
+def rematerialize(unet: nnx.Module, policies: Rematerialization) -> nnx.Module:
+    """Sets the policies of a U-Net, inflated or not, in place and returns it; parameters stay as they are."""
+    for _, module in nnx.iter_modules(unet):
+        if isinstance(module, Rematerializable):
+            module.remat = policies
+    return unet
+
+
+def checkpointed(policy: str, function: Callable, *inputs: Any) -> Any:
+    """`function(*inputs)`, of which the backward pass finds what the policy keeps.
+
+    Args:
+      policy: one of `POLICIES`.
+      function: of pytrees. The modules that it calls are among its inputs: one that it closes over would be traced at
+        another level than it was made at.
+      *inputs: modules and arrays.
+    """
+    if policy == "none":
+        return function(*inputs)
+    return jax.checkpoint(function, policy=_KEPT[policy])(*inputs)
+
+
+def rematerialized(kind: str) -> Callable[[Callable], Callable]:
+    """Decorates a method of a `Rematerializable`: it runs under the policy of its kind, `spatial` or `temporal`."""
+
+    def decorate(method: Callable) -> Callable:
+        @functools.wraps(method)
+        def under_policy(self: Rematerializable, *inputs: Any) -> Any:
+            return checkpointed(getattr(self.remat, kind), method, self, *inputs)
+
+        return under_policy
+
+    return decorate
