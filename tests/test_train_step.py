@@ -12,7 +12,7 @@ from configs import stunet
 from lumiere_jax.diffusion.noise_schedule import CosineSchedule
 from lumiere_jax.models import parameter_partition
 from lumiere_jax.models.text_to_video import TextToVideo
-from lumiere_jax.train_setup import make_optimizer
+from lumiere_jax.optimizer import make_optimizer
 from lumiere_jax.train_step import Batch, Objective, create_state, train_step
 
 OBJECTIVE = Objective(CosineSchedule())
@@ -26,7 +26,7 @@ def batch(clips, frames, size):
 
 def step_function(graphdef, optimizer):
     """`train_step` of (state, frozen parameters, batch)."""
-    fixed = {"graphdef": graphdef, "optimizer": optimizer, "objective": OBJECTIVE, "ema_decay": 0.9}
+    fixed = {"graphdef": graphdef, "optimizer": optimizer, "objective": OBJECTIVE, "ema_decays": (0.9,)}
     return lambda state, frozen, clips: train_step(state, frozen, clips, jnp.int32(0), **fixed)
 
 

@@ -1,8 +1,12 @@
 """The data set that a config names, prepared on first use."""
 
+import hashlib
+import json
 from collections.abc import Sequence
+from typing import Any
 
 import ml_collections
+import numpy as np
 import tensorflow_datasets as tfds
 
 from lumiere_jax.data import moving_shapes, stock_videos, video_folder
@@ -74,3 +78,28 @@ def captions_of(dataset: Dataset) -> list[str]:
     if isinstance(dataset, stock_videos.StockVideos):
         return dataset.captions
     return [as_text(record["caption"]) for record in dataset]
+
+
+def fingerprint(dataset: Dataset) -> str:
+    """SHA-256 (hex) of what a data set holds, as far as it is read at the start of a run.
+
+    That is all captions in their order, the first and the last record; of a mixture also the
+    weights. Other data, or the same in another order, are found out; a clip in the middle that was exchanged is not.
+    """
+    if isinstance(dataset, Mixture):
+        parts = [fingerprint(records) for records in dataset.sources]
+        return hashlib.sha256(json.dumps([parts, *map(float, dataset.weights)]).encode()).hexdigest()
+    facts = [
+        captions_of(dataset),
+        *({name: _plain(field) for name, field in dataset[i].items()} for i in (0, len(dataset) - 1)),
+    ]
+    return hashlib.sha256(json.dumps([len(dataset), facts], sort_keys=True).encode()).hexdigest()
+
+
+def _plain(field: Any) -> Any:
+    """A field of a record as JSON has it; pictures and clips by their hash."""
+    if isinstance(field, bytes):
+        return hashlib.sha256(field).hexdigest()
+    if isinstance(field, list | tuple):
+        return [_plain(item) for item in field]
+    return field.tolist() if isinstance(field, np.ndarray | np.generic) else field

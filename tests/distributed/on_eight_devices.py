@@ -141,7 +141,7 @@ OPTIMIZER = optax.sgd(1.0, momentum=0.9)  # its state after one step is the grad
 @functools.cache
 def compiled_step():
     objective = Objective(SCHEDULE)
-    fixed = {"graphdef": stunet()[0], "optimizer": OPTIMIZER, "objective": objective, "ema_decay": 0.9}
+    fixed = {"graphdef": stunet()[0], "optimizer": OPTIMIZER, "objective": objective, "ema_decays": (0.9,)}
     return jax.jit(functools.partial(train_step, **fixed))
 
 
