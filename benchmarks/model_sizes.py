@@ -10,7 +10,7 @@ compiled program's. One to two minutes on a CPU.
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -25,11 +25,21 @@ from configs import deepfloyd_if, ssr, stunet
 from lumiere_jax.abstract_model import abstract_batch, abstract_model
 from lumiere_jax.distributed import platform
 from lumiere_jax.models import parameter_partition
+from lumiere_jax.models.rematerialization import Rematerialization
 from lumiere_jax.models.text_to_video import TextToVideo
 from lumiere_jax.train_setup import step_settings
 from lumiere_jax.train_step import create_state, train_step
 
 VARIANTS = ("demo", "small", *(name for name in deepfloyd_if.STAGE_1 | deepfloyd_if.STAGE_2 if "tiny" not in name))
+# The policies of `config.remat` that pay, from the most memory to the least.
+REMAT = (
+    {},
+    {"block": "products"},
+    {"spatial": "products", "temporal": "full"},
+    {"spatial": "full", "temporal": "full"},
+    {"block": "full"},
+)
+_REMAT_VARIANTS = ("demo", "small", "if_m", "if_l", "if_xl")
 _DOCUMENT = pathlib.Path(__file__).parent.parent / "docs" / "model_sizes.md"
 # What a rough sketch in another form of code had found, TFLOP: with temporal strides 2, 2, 2 and no attention at 64x64.
 _SKETCH = {"if_m": 54.5, "if_l": 150.9, "if_xl": 728.5}
@@ -56,7 +66,8 @@ def get_config(variant: str) -> ml_collections.ConfigDict:
 
 def measure(variant: str) -> Size:
     """Everything about one variant."""
-    config, model = get_config(variant), abstract_model(get_config(variant))
+    config = with_remat(get_config(variant), {})
+    model = abstract_model(config)
     parts = _, trained, frozen = parameter_partition.split(model)
     graphdef, every = nnx.split(model)
     clip = config.clip
@@ -70,6 +81,24 @@ def measure(variant: str) -> Size:
         full_step=lower_step(config, (graphdef, nnx.to_pure_dict(every), {})).cost_analysis()["flops"],
         activations=activation_bytes(config, model),
     )
+
+
+def with_remat(config: ml_collections.ConfigDict, policies: dict[str, str]) -> ml_collections.ConfigDict:
+    """A copy of a config with these fields of `config.remat`; the others are "none"."""
+    config = ml_collections.ConfigDict(config.to_dict())
+    config.remat = dataclasses.asdict(Rematerialization(**policies))
+    return config
+
+
+def measure_remat(variant: str) -> list[tuple[int, float]]:
+    """Bytes of activations and FLOPs of a training step, of one clip, with each of the `REMAT`."""
+    found = []
+    for policies in tqdm.tqdm(REMAT, desc=variant, leave=False):
+        config = with_remat(get_config(variant), policies)
+        model = abstract_model(config)
+        step = lower_step(config, parameter_partition.split(model)).cost_analysis()["flops"]
+        found.append((activation_bytes(config, model), step))
+    return found
 
 
 def forward_flops(
@@ -113,18 +142,22 @@ def lower_step(
 
 
 def activation_bytes(config: ml_collections.ConfigDict, model: TextToVideo) -> int:
-    """Bytes of what one clip's forward pass leaves for the backward pass, without rematerialisation.
+    """Bytes of what one clip's forward pass leaves for the backward pass, with the policies of `config.remat`.
 
     JAX's residuals without the parameters: what XLA fuses away or computes again it need not keep, so its own number
     for a device is smaller.
     """
     graphdef, trained, frozen = parameter_partition.split(model)
-    given = (_cast(frozen, config), *_inputs(config))
+    return residual_bytes(functools.partial(_predict, graphdef), trained, _cast(frozen, config), *_inputs(config))
 
-    def residuals(trained: dict, *given: Any) -> Any:
-        return jax.vjp(lambda trained: _predict(graphdef, trained, *given), trained)[1]
 
-    traced = jax.make_jaxpr(residuals)(trained, *given).jaxpr
+def residual_bytes(function: Callable, parameters: Any, *inputs: Any) -> int:
+    """Bytes of what `function(parameters, *inputs)` leaves for its derivative by the parameters, less what it got."""
+
+    def residuals(parameters: Any, *inputs: Any) -> Any:
+        return jax.vjp(lambda parameters: function(parameters, *inputs), parameters)[1]
+
+    traced = jax.make_jaxpr(residuals)(parameters, *inputs).jaxpr
     kept = {variable for variable in traced.outvars if isinstance(variable, jax.extend.core.Var)}
     return sum(variable.aval.size * variable.aval.dtype.itemsize for variable in kept - set(traced.invars))
 
@@ -171,6 +204,25 @@ def sketch_table(sizes: Sequence[Size]) -> str:
     return _table(columns, [_sketch_row(size) for size in sizes if size.variant in _SKETCH])
 
 
+def remat_table(forward: dict[str, float], measured: dict[str, list[tuple[int, float]]]) -> str:
+    """One row a policy.
+
+    Args:
+      forward: FLOPs of a forward pass of each variant.
+      measured: `measure_remat` of each variant.
+    """
+    columns = ["`config.remat`"]
+    columns += [f"`{variant}`, GB | step / forward" for variant in measured]
+    rows = []
+    for number, policies in enumerate(REMAT):
+        cells = [", ".join(f"{kind}: {policy}" for kind, policy in policies.items()) or "none"]
+        for variant, found in measured.items():
+            kept, step = found[number]
+            cells.append(f"{kept / 1e9:.3g} | {step / forward[variant]:.2f}")
+        rows.append(f"| {' | '.join(cells)} |")
+    return _table(" | ".join(columns).split(" | "), rows)
+
+
 def _table(columns: Sequence[str], rows: Iterable[str]) -> str:
     return "\n".join([f"| {' | '.join(columns)} |", "|---" * len(columns) + "|", *rows])
 
@@ -205,6 +257,8 @@ def main(_argv: list[str]) -> None:
     """Entry point."""
     sizes = [measure(variant) for variant in tqdm.tqdm(VARIANTS, unit="variant")]
     tables = {"sizes": size_table(sizes), "sketch": sketch_table(sizes)}
+    forward = {size.variant: size.forward for size in sizes}
+    tables["remat"] = remat_table(forward, {variant: measure_remat(variant) for variant in _REMAT_VARIANTS})
     print("\n\n".join(tables.values()))
     _DOCUMENT.write_text(with_tables(_DOCUMENT.read_text(), tables))
 

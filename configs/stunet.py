@@ -69,6 +69,7 @@ def inflated(image: ml_collections.ConfigDict, variant: str) -> ml_collections.C
         "resampler_init": "identity",
         "attention_levels": "coarsest",
     }
+    config.remat = image.remat.copy_and_resolve_references()
     config.diffusion = image.diffusion
     config.training = image.training.copy_and_resolve_references()
     config.training.update({"steps": 900, "batch_size": 2, "learning_rate": 1e-3, "preview_every": 900})

@@ -70,6 +70,12 @@ def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
         "text_pooling_heads": 4,
         "time_embedding_dim": 128,
     }
+    # What a training step computes again to save memory: none, products, full (lumiere_jax/models/rematerialization).
+    config.remat = {
+        "block": "none",  # a layer of the U-Net, with what inflates it
+        "spatial": "none",  # residual blocks and attention of the image model
+        "temporal": "none",  # temporal convolutions and attention
+    }
     config.diffusion = {
         "schedule": "cosine",  # or discrete_cosine, DeepFloyd IF's
         # Towards more noise: the large, flat objects of moving_shapes are seen through much of it, and what only the

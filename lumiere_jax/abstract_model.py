@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import ml_collections
 from flax import nnx
 
+from lumiere_jax.models.rematerialization import Rematerialization, rematerialize
 from lumiere_jax.models.stunet import inflate
 from lumiere_jax.models.temporal import TemporalConfig
 from lumiere_jax.models.text_to_video import TextToVideo
@@ -38,6 +39,7 @@ def abstract_model(config: ml_collections.ConfigDict) -> TextToVideo:
       config: of configs/stunet.py or configs/ssr.py, any variant.
     """
     unet = abstract_unet(UNet2DConfig(**config.image_model.unet), TemporalConfig(**config.temporal))
+    rematerialize(unet, Rematerialization(**config.remat))
     return TextToVideo(None, unet, dtype=jnp.dtype(config.compute_dtype))
 
 

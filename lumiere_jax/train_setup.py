@@ -28,6 +28,7 @@ from lumiere_jax.data.open_dataset import Dataset, captions_of
 from lumiere_jax.diffusion import low_resolution, noise_schedule
 from lumiere_jax.diffusion.loss import loss_weight
 from lumiere_jax.distributed import partitioning, processes
+from lumiere_jax.models.rematerialization import Rematerialization
 from lumiere_jax.models.unet2d import UNet2D, UNet2DConfig
 from lumiere_jax.optimizer import make_optimizer
 from lumiere_jax.text.embedding_store import EmbeddingStore, made_with
@@ -40,6 +41,7 @@ from lumiere_jax.train_step import Objective
 # Fields in which a continued run may differ from how it was started.
 _FREE_TO_CHANGE = {
     *("name", "pretrained", "sampling", "mesh", "init_from", "image_model"),
+    "remat",  # loss and gradients are the same to rounding
     *("training.steps", "training.keep_checkpoints"),
     *("text.checkpoint", "text.tokenizer"),  # where they lie; what they are is checked by hash
     *("training.checkpoint_every", "training.log_every", "training.preview_every", "training.validate_every"),
@@ -61,6 +63,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
         if not config.clip[field] > 0:
             raise ValueError(f"clip.{field}={config.clip[field]} must be positive")
     _check_data_fields(config)
+    Rematerialization(**config.remat)  # raises for a policy that there is not
     factor = config.diffusion.low_res_factor
     if factor and config.clip.size % factor:
         raise ValueError(f"diffusion.low_res_factor={factor} does not divide clip.size={config.clip.size}")

@@ -299,6 +299,7 @@ def test_backbone_that_is_inflated_itself(base, data_dir, tmp_path):
         ("text.checkpoint", "t5", "text.tokenizer=''"),
         ("dataset.name", "imagenet", "dataset.name='imagenet'"),
         ("dataset.flip_probability", 2.0, "dataset.flip_probability=2.0 must be 0 to 1"),
+        ("remat.block", "ful", "remat.block='ful': use one of none, products, full"),
         ("text.dropout", -0.1, "text.dropout=-0.1 must be 0 to 1"),
         ("training.image_share", 0.5, "clip.frames=1, every batch is of single frames already"),
         ("text.length", 3, "the limit is 3"),

@@ -28,6 +28,7 @@ from lumiere_jax.checkpoints.checkpointing import CheckpointError, CheckpointMan
 from lumiere_jax.checkpoints.imported_unet import load_imported_unet, open_imported_unet
 from lumiere_jax.distributed import processes
 from lumiere_jax.models import parameter_partition
+from lumiere_jax.models.rematerialization import Rematerialization, rematerialize
 from lumiere_jax.models.stunet import inflate
 from lumiere_jax.models.temporal import TemporalConfig
 from lumiere_jax.models.text_to_video import TextToVideo
@@ -200,14 +201,15 @@ def config_from_json(fields: dict[str, Any]) -> ml_collections.ConfigDict:
     """The config that `to_json_best_effort` wrote, with what it lacks because it was written by an older version.
 
     Before there was `text.padding_sees_tokens`, and with it embeddings ahead of time, all text was encoded as T5X does.
-    Before there were flips and batches of single frames, a run had none. Exported layers have no `dataset`.
+    Before there were flips and batches of single frames, a run had none. Exported layers have no `dataset`. Before
+    there was `remat`, every activation was kept.
     """
     before = {
         "dataset": {"flip_probability": 0.0},
         "training": {"image_share": 0.0, "image_batch_size": 0},
         "text": {"padding_sees_tokens": False},
     }
-    fields = _as_tuples(fields)
+    fields = {"remat": dataclasses.asdict(Rematerialization())} | _as_tuples(fields)
     return ml_collections.ConfigDict(fields | {name: before[name] | fields[name] for name in before if name in fields})
 
 
@@ -219,7 +221,7 @@ def _as_tuples(node: Any) -> Any:
 
 
 def build_unet(config: ml_collections.ConfigDict, image_unet: UNet2D | None = None) -> UNet2D:
-    """The U-Net of a config: `config.unet`, inflated where the config has `temporal`.
+    """The U-Net of a config: `config.unet`, inflated where the config has `temporal`, with the policies of `remat`.
 
     Args:
       config: of a run.
@@ -228,7 +230,7 @@ def build_unet(config: ml_collections.ConfigDict, image_unet: UNet2D | None = No
     unet = UNet2D(UNet2DConfig(**config.unet), rngs=nnx.Rngs(config.seed)) if image_unet is None else image_unet
     if "temporal" in config:
         unet = inflate(unet, TemporalConfig(**config.temporal), rngs=nnx.Rngs(config.seed + 1))
-    return unet
+    return rematerialize(unet, Rematerialization(**config.remat))
 
 
 # ---------------------------------------------------------------- The frozen parts: the run's own, or imported

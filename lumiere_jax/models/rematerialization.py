@@ -40,7 +40,7 @@ POLICIES = ("none", *_KEPT)
 class Rematerialization:
     """A policy for each kind of module; nothing here is from the paper."""
 
-    # A layer of the U-Net with the temporal layers that inflate it, and the concatenation of its skip connection.
+    # Each layer of the U-Net with the temporal layers that inflate it and the concatenation of its skip connection.
     block: str = "none"
     spatial: str = "none"  # each residual block and each attention of the image model
     temporal: str = "none"  # each temporal attention, and the convolutions of each inflation block

@@ -354,7 +354,8 @@ class UNet2D(Rematerializable):
                 h = run(layer, h, skips.pop(), embedding, context)
             if level.resize is not None:
                 h = run(level.resize, h, None, embedding, context)
-        h = self.conv_out(activation(self.config.act_fn, self.conv_norm_out(h)))
+        output = functools.partial(_run_output, self.config.act_fn)
+        h = checkpointed(self.remat.block, output, self.conv_norm_out, self.conv_out, h)
         return h[:, :, :height, :width]
 
     def condition(
@@ -389,6 +390,10 @@ def _run_layer(layer: nnx.Module, x: Array, skip: Array | None, embedding: Array
         # Temporal up-sampling returns a multiple of its stride: frames past the skip connection's are dropped.
         x = jnp.concatenate([x[:, : skip.shape[1]], skip], axis=-1)
     return layer(x, embedding, context)
+
+
+def _run_output(act_fn: str, norm: GroupNorm, conv: SpatialConv, x: Array) -> Array:
+    return conv(activation(act_fn, norm(x)))
 
 
 def _down_levels(config: UNet2DConfig, rngs: nnx.Rngs) -> list[Level]:

@@ -10,6 +10,8 @@ from lumiere_jax.models import parameter_partition
 
 DOCUMENT = pathlib.Path(model_sizes.__file__).parent.parent / "docs" / "model_sizes.md"
 
+LINES = DOCUMENT.read_text().splitlines()
+
 
 def row(variant):
     """The cells of a variant's row in the first table of the document."""
@@ -41,6 +43,23 @@ def test_activations_are_what_the_backward_pass_reads():
     half = model_sizes.activation_bytes(config, abstract_model(config))
     assert 1.9 * small < large < 2.1 * small  # text does not grow with the frames, attention over them does with T^2
     assert 0.45 * large < half < 0.7 * large  # statistics of the normalisations stay float32
+
+
+def test_activations_of_the_demo_with_every_policy():
+    start = next(i for i, line in enumerate(LINES) if line == "<!-- remat -->")
+    assert "`demo`, GB" in LINES[start + 1]
+    for line, policies in zip(LINES[start + 3 :], model_sizes.REMAT, strict=False):
+        config = model_sizes.with_remat(model_sizes.get_config("demo"), policies)
+        kept = model_sizes.activation_bytes(config, abstract_model(config))
+        assert line.split(" | ")[1] == f"{kept / 1e9:.3g}", line
+
+
+def test_table_of_policies():
+    measured = {"demo": [(3_000_000_000, 2.0 + number) for number in range(len(model_sizes.REMAT))]}
+    heading, rule, first, second, *_ = model_sizes.remat_table({"demo": 1.0}, measured).splitlines()
+    assert heading == "| `config.remat` | `demo`, GB | step / forward |"
+    assert rule == "|---|---|---|"
+    assert (first, second) == ("| none | 3 | 2.00 |", "| block: products | 3 | 3.00 |")
 
 
 def test_tables_are_put_at_their_marks():

@@ -35,3 +35,14 @@ def test_older_runs_go_on_without_flips_and_single_frames(tmp_path, module):
     config.dataset.flip_probability = 0.5
     with pytest.raises(ValueError, match=r"dataset\.flip_probability: 0.0 when it was started, 0.5 now"):
         check_same_run(read, config)
+
+
+@pytest.mark.parametrize("module", [text_to_image, stunet])
+def test_runs_go_on_under_another_remat_and_older_ones_kept_everything(tmp_path, module):
+    config, older = module.get_config("test"), module.get_config("test")
+    del older.remat
+    RunDirectory(tmp_path).write_config(older, {})
+    read = RunDirectory(tmp_path).read_config()
+    assert read.remat.to_dict() == {"block": "none", "spatial": "none", "temporal": "none"}
+    config.remat.block = "full"
+    check_same_run(read, config)
