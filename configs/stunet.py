@@ -92,8 +92,10 @@ def inflated(image: ml_collections.ConfigDict, variant: str) -> ml_collections.C
         config.compute_dtype = image.compute_dtype
         config.clip = {"frames": 80, "fps": 16.0, "size": 128}
         config.temporal.update({"norm_groups": 32, "attention_head_dim": 64})
+        config.remat.block = "full"  # for 95 GB, one clip at once (docs/model_sizes.md)
         config.training = image.training  # as it is: nothing trains the image model
         if variant in deepfloyd_if.TINY:
+            config.remat.block = "none"
             config.clip = {"frames": 8, "fps": 8.0, "size": 16}
             config.temporal.update({"strides": (2,), "norm_groups": 4, "attention_head_dim": 8, "attention_layers": 1})
         image.clip.update({"fps": config.clip.fps, "size": config.clip.size})
