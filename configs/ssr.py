@@ -77,7 +77,6 @@ def _over_deepfloyd_if(config: ml_collections.ConfigDict, variant: str) -> None:
     for stage in (config, config.image_model):
         stage.clip.size = size
     config.dataset.update({"stored_frames": 16, "stored_size": size})
-    config.remat.block = "none" if is_tiny else "products"
     config.temporal.strides = (2,) if is_tiny else (2, 2, 1, 1)  # five levels: 8 -> 4 -> 2 frames
     # From DeepFloyd IF: guidance, and noise level 250 of 1000 on the low-resolution picture.
     config.sampling.update({"guidance": 4.0, "noise_level": 0.25, "steps": 10 if is_tiny else 50})

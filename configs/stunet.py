@@ -92,7 +92,7 @@ def inflated(image: ml_collections.ConfigDict, variant: str) -> ml_collections.C
         config.compute_dtype = image.compute_dtype
         config.clip = {"frames": 80, "fps": 16.0, "size": 128}
         config.temporal.update({"norm_groups": 32, "attention_head_dim": 64})
-        config.remat.block = "full"  # for 95 GB, one clip at once (docs/model_sizes.md)
+        config.remat.block = "products"  # docs/model_sizes.md says what fits where
         config.training = image.training  # as it is: nothing trains the image model
         if variant in deepfloyd_if.TINY:
             config.remat.block = "none"

@@ -138,7 +138,7 @@ def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
     config.mesh = {"data": -1, "rows": 1}
     if variant == "small":
         config.compute_dtype = "bfloat16"
-        config.remat.block = "products"  # for accelerators of 16 GB, as many clips at once as fit (docs/model_sizes.md)
+        config.remat.block = "products"  # docs/model_sizes.md says what fits where
         config.clip.update({"fps": 16.0, "size": 128})
         config.dataset.update({"path": "full", "stored_frames": 80, "stored_size": 128, "threads": 8})
         config.text.update({"emb_dim": 256, "num_heads": 8, "num_layers": 4, "head_dim": 32, "mlp_dim": 512})

@@ -48,39 +48,40 @@ def training(kind, policies):
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("kind", UNETS)
-@pytest.mark.parametrize("policies", OTHERS, ids=str)
+@pytest.mark.parametrize(
+    ("kind", "policies"), [*(("inflated", other) for other in OTHERS), ("image", OTHERS[0]), ("image", OTHERS[-1])]
+)
 def test_loss_and_gradients_stay(kind, policies):
     expected_loss, expected, _ = training(kind, NOTHING)
     loss, gradient, _ = training(kind, policies)
     np.testing.assert_allclose(loss, expected_loss, rtol=1e-13)
+    # A few have no gradient but for rounding: all keys of a softmax may be shifted.
+    rounding = 1e-15 * max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected))
     names = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(expected)]
     for name, leaf, wanted in zip(names, jax.tree.leaves(gradient), jax.tree.leaves(expected), strict=True):
-        largest = np.abs(wanted).max()
-        assert largest > 0, name
-        np.testing.assert_allclose(leaf, wanted, rtol=0, atol=1e-11 * largest, err_msg=name)
+        np.testing.assert_allclose(leaf, wanted, rtol=0, atol=1e-11 * np.abs(wanted).max() + rounding, err_msg=name)
 
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("kind", UNETS)
 def test_the_compiled_program_computes_again(kind):
     """XLA would be free to find that the second computation is the first one."""
-    flops = {policies: training(kind, policies)[2] for policies in POLICIES}
-    nothing, products, *_, blocks = flops.values()
-    assert nothing < products < blocks
-    assert blocks > 1.15 * nothing
+    nothing, products, full = (training(kind, policies)[2] for policies in (NOTHING, OTHERS[0], OTHERS[-1]))
+    assert nothing < products < full
+    assert full > 1.15 * nothing
 
 
 @pytest.mark.parametrize("kind", UNETS)
 def test_forward_pass_is_bitwise_the_same(kind):
-    results = []
-    for policies in POLICIES:
-        predict, trained, frozen = parts_of(rematerialize(randomised(UNETS[kind]()), policies))
+    unet, results = randomised(UNETS[kind]()), []
+    for policies in (NOTHING, OTHERS[1], OTHERS[-1]):
+        predict, trained, frozen = parts_of(rematerialize(unet, policies))
         results.append(jax.jit(predict)(trained, frozen, *inputs()))
     for result in results[1:]:
         np.testing.assert_array_equal(result, results[0])
 
 
+@functools.cache
 def kept(kind, **fields):
     """Bytes that the forward pass leaves for the backward pass."""
     return residual_bytes(*parts_of(rematerialize(UNETS[kind](), Rematerialization(**fields))), *inputs())
