@@ -45,4 +45,4 @@ def test_runs_go_on_under_another_remat_and_older_ones_kept_everything(tmp_path,
     read = RunDirectory(tmp_path).read_config()
     assert read.remat.to_dict() == {"block": "none", "spatial": "none", "temporal": "none"}
     config.remat.block = "full"
-    check_same_run(read, config)
+    check_same_run(read, config, {}, {})
