@@ -8,9 +8,9 @@ Several processes train one model where the environment says that there are seve
 
 import contextlib
 import functools
+import os
 import pathlib
 import sys
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -91,12 +91,12 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Non
     model = text_to_video(None if embeddings else text_encoder, build_unet(config, prepared.image_unet))
     run_dir.write_config(config, versions(), prepared.references, data)  # only now: the network can be built
     graphdef, trained, frozen = parameter_partition.split(model)
-    frozen = _place(mesh, jax.tree.map(lambda leaf: leaf.astype(model.dtype), frozen))
+    frozen = partitioning.place(mesh, jax.tree.map(lambda leaf: leaf.astype(model.dtype), frozen))
     _say(f"parameters: {parameter_partition.count(trained):,} trained, {parameter_partition.count(frozen):,} frozen")
 
     # ---------------------------------------------------------------- Training state: new, or the newest checkpoint
     settings, fields = step_settings(config), config.training
-    state = _place(mesh, create_state(trained, settings["optimizer"], len(fields.ema_decays)))
+    state = partitioning.place(mesh, create_state(trained, settings["optimizer"], len(fields.ema_decays)))
     checkpoints = run_dir.checkpoints(fields.keep_checkpoints)
     if checkpoints.latest_step() is not None:
         state = TrainState(**checkpoints.restore(state._asdict())[1])
@@ -164,10 +164,6 @@ def _say(line: str) -> None:
         print(line, flush=True)
 
 
-def _place(mesh: jax.sharding.Mesh, tree: Any) -> Any:
-    return jax.device_put(tree, partitioning.parameter_shardings(mesh, tree))
-
-
 def _to_device(mesh: jax.sharding.Mesh, batch: dict) -> Batch:
     return partitioning.shard_batch(mesh, Batch(batch["video"], batch["text"]))
 
@@ -191,7 +187,11 @@ def main(_argv: list[str]) -> None:
     except Preempted as notice:
         _say(str(notice))
     except (ValueError, OSError, CheckpointError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
+        if jax.process_count() == 1:
+            sys.exit(f"error: {error}")
+        # At once: an orderly exit would wait for processes that wait for this one.
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        os._exit(1)
 
 
 if __name__ == "__main__":

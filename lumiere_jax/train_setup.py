@@ -228,7 +228,7 @@ def prepare_inflation(
     config = ml_collections.ConfigDict(config.to_dict())  # a copy that takes new fields
     if saved is None:
         image = _image_model(config, run_dir, mesh, train_image_model)
-        _keep(image, run_dir)
+        _keep(image, run_dir, mesh)
         tokenizer, text_encoder, unet, references = image.tokenizer, image.text_encoder, image.unet, image.references
         config.unet, text = dataclasses.asdict(unet.config), image.text
     else:
@@ -254,7 +254,7 @@ def _text_placement(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) 
     return {"dtype": jnp.dtype(config.compute_dtype), **where}
 
 
-def _keep(image: ImageModel, run_dir: RunDirectory) -> None:
+def _keep(image: ImageModel, run_dir: RunDirectory, mesh: jax.sharding.Mesh) -> None:
     """Copies what this project trained into the directory of a new run."""
     run_dir.remove_image_model()  # what an earlier start left that did not get as far as its config
     processes.wait_for_all("image model")
@@ -262,7 +262,8 @@ def _keep(image: ImageModel, run_dir: RunDirectory) -> None:
     if image.references.text_encoder is None:
         run_dir.write_text_encoder(0, nnx.to_pure_dict(nnx.state(image.text_encoder)))
     if image.references.unet is None:
-        save_tree(run_dir.backbone, nnx.to_pure_dict(nnx.state(image.unet)), overwrite=True)
+        unet = partitioning.place(mesh, nnx.to_pure_dict(nnx.state(image.unet)))
+        save_tree(run_dir.backbone, unet, overwrite=True)
 
 
 def _image_model(
