@@ -56,7 +56,7 @@ def test_small_updates_add_up(start):
     # Not one of these updates would move a bfloat16: it is rounded off.
     assert np.abs(second - first).max() > 0
     np.testing.assert_array_equal(bfloat16(bfloat16(first) + (second - first)), bfloat16(first))
-    # Together they are felt: of STEPS steps of Adam, many cancel, but the parameters went somewhere, and the network, which
+    # Together they are felt: many of the steps cancel, but the parameters went somewhere, and the network, which
     # reads them in bfloat16, sees some of them moved. So does their average, by steps that are smaller still.
     for values in (last, norm_scales(state.averages[0])):
         assert np.median(np.abs(values - first)) > 0.05 * RATE * STEPS
