@@ -9,6 +9,7 @@ import contextlib
 import functools
 import pathlib
 import sys
+import time
 from typing import Any
 
 import jax
@@ -26,8 +27,11 @@ from lumiere_jax.data.input_pipeline import prefetch
 from lumiere_jax.data.open_dataset import open_dataset
 from lumiere_jax.distributed import mesh as meshes
 from lumiere_jax.distributed import partitioning, platform
+from lumiere_jax.distributed.model_flops import seconds_at_peak
 from lumiere_jax.models import parameter_partition
+from lumiere_jax.models.temporal import gate_norms
 from lumiere_jax.models.text_to_video import TextToVideo
+from lumiere_jax.parameter_overview import write_overview
 from lumiere_jax.pipelines.results import write_preview
 from lumiere_jax.pipelines.text_to_video import sample_videos, sampling_settings
 from lumiere_jax.train_progress import Progress
@@ -99,18 +103,14 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Non
     if first_step >= last_step:
         print(f"nothing to do: {first_step} of {last_step} steps are done")
         return
+    write_overview(run_dir.path / "parameters.txt", state.parameters, frozen)
 
     # ---------------------------------------------------------------- Compiled steps
-    update = jax.jit(
-        functools.partial(
-            train_step,
-            graphdef=graphdef,
-            optimizer=optimizer,
-            objective=objective,
-            ema_decay=config.training.ema_decay,
-        ),
-        donate_argnums=0,
+    one_step = functools.partial(
+        train_step, graphdef=graphdef, optimizer=optimizer, objective=objective, ema_decay=config.training.ema_decay
     )
+    update = jax.jit(one_step, donate_argnums=0)
+    gates = jax.jit(gate_norms)
     validate = jax.jit(functools.partial(validation_step, graphdef=graphdef, objective=objective))
 
     # ---------------------------------------------------------------- Batches: the position in the data is the step
@@ -135,20 +135,33 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Non
             model = text_to_video(text_encoder, model.unet)
         run = Run(config, tokenizer, model, int(state.step), run_dir.path)
         prompts = list(config.sampling.preview_prompts)
-        sheet = write_preview(run_dir.previews, run, prompts, sample_videos(run, prompts))
-        progress.image("preview", sheet, int(state.step))
+        progress.preview(run.step, write_preview(run_dir.previews, run, prompts, sample_videos(run, prompts)))
 
-    with checkpoints, contextlib.closing(batches), Progress(run_dir.path, first_step, last_step, fields) as progress:
+    progress = Progress(
+        run_dir.path,
+        first_step,
+        last_step,
+        fields,
+        is_shown=jax.process_index() == 0,
+        seconds_at_peak=seconds_at_peak(one_step, state, frozen, validation_batch, config.seed),
+    )
+    with checkpoints, contextlib.closing(batches), progress:
         for step in range(first_step + 1, last_step + 1):
-            state, metrics = update(state, frozen, next(batches), config.seed)
+            asked = time.monotonic()
+            batch = next(batches)
+            waited = time.monotonic() - asked
+            state, metrics = update(state, frozen, batch, config.seed)
             _check_finite(metrics, step, run_dir)
-            progress.step(step, metrics)
-            if _due(step, fields.validate_every, last_step) or step == first_step + 1:
-                progress.validation(step, validate(state.average, frozen, validation_batch))
-            if _due(step, fields.checkpoint_every, last_step):
-                save(state)
-            if _due(step, fields.preview_every, last_step):
-                preview(state)
+            metrics = {name: float(value) for name, value in metrics.items()}
+            progress.step(step, metrics, waited, batch.video.shape)
+            with progress.pause():
+                if _due(step, fields.validate_every, last_step) or step == first_step + 1:
+                    losses = validate(state.average, frozen, validation_batch)
+                    progress.validation(step, losses, gates(state.parameters) if "temporal" in config else None)
+                if _due(step, fields.checkpoint_every, last_step):
+                    save(state)
+                if _due(step, fields.preview_every, last_step):
+                    preview(state)
 
 
 def _place(mesh: jax.sharding.Mesh, tree: Any) -> Any:
