@@ -90,9 +90,7 @@ def forward_flops(
     return count_flops(functools.partial(_predict, graphdef), trained, _cast(frozen, config), *_inputs(config))
 
 
-def step_flops(
-    config: ml_collections.ConfigDict, parts: tuple[nnx.GraphDef, dict, dict], batch_size: int = 1
-) -> float:
+def step_flops(config: ml_collections.ConfigDict, parts: tuple[nnx.GraphDef, dict, dict], batch_size: int = 1) -> float:
     """FLOPs of a training step that keeps all activations.
 
     Args:

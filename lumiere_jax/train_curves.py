@@ -29,6 +29,7 @@ class Chart:
     names: Mapping[str, str]  # label to name in the history
     is_noisy: bool = False
     is_share: bool = False  # values of 0 to 1, shown in percent
+    from_zero: bool = False  # where the axis is not logarithmic
     spread: str = ""  # prefix of names: all of them as a range and their median, in place of `names`
 
 
@@ -39,18 +40,21 @@ CHARTS = (
         {"model": "validation/loss", "image model, frame by frame": "validation/image_model_loss"},
     ),
     Chart("Training loss", "Other clips, noise and levels at every step.", {"loss": "train/loss"}, is_noisy=True),
-    Chart("Gradient norm", "Before clipping.", {"norm": "train/gradient_norm"}, is_noisy=True),
+    Chart("Gradient norm", "Before clipping.", {"norm": "train/gradient_norm"}, is_noisy=True, from_zero=True),
     Chart("Learning rate", "", {"rate": "train/learning_rate"}),
     Chart(
         "Gate norms",
         "Norms of the inflation blocks' projections, which start at zero.",
         {},
         spread="gate_norms/",
+        from_zero=True,
     ),
     Chart(
         "Throughput",
         "Training alone, without validation, checkpoints and previews.",
         {"clips/s": "train/clips_per_second", "images/s": "train/images_per_second"},
+        is_noisy=True,
+        from_zero=True,
     ),
     Chart(
         "Use of time",
@@ -132,7 +136,7 @@ def _plot(axes, chart: Chart, records: Sequence[Record]) -> None:
         axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1))
     elif len(values) and values.min() > 0 and values.max() > _LOG_RATIO * values.min():
         axes.set_yscale("log")
-    elif len(values) and values.min() >= 0:
+    elif chart.from_zero:
         axes.set_ylim(bottom=0)
     axes.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
     axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(6, integer=True))

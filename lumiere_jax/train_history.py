@@ -12,7 +12,7 @@ import pathlib
 import time
 from collections.abc import Mapping, Sequence
 
-Record = dict[str, float]
+Record = dict[str, float | int]
 
 
 class History:
@@ -24,7 +24,7 @@ class History:
         Raises:
           ValueError: the file has a line that is not a record.
         """
-        path = pathlib.Path(directory) / "metrics.jsonl"
+        self._path = path = pathlib.Path(directory) / "metrics.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         text = path.read_text() if path.exists() else ""
         self.records = [record for record in _parse(path, text) if record["step"] <= first_step]
@@ -33,27 +33,22 @@ class History:
             partial = path.with_name(f"{path.name}.partial")
             partial.write_text(kept)
             partial.replace(path)
-        self._file = path.open("a")
 
     def append(self, step: int, values: Mapping[str, float]) -> None:
         """Adds a record; it is with the operating system when this returns, so that kill -9 loses nothing."""
         record = {"step": step, "time": round(time.time(), 3), **values}
-        self._file.write(_line(record))
-        self._file.flush()
+        with self._path.open("a") as file:
+            file.write(_line(record))
         self.records.append(record)
 
-    def close(self) -> None:
-        """Ends writing."""
-        self._file.close()
 
-
-def curve(records: Sequence[Record], name: str) -> tuple[list[float], list[float]]:
+def curve(records: Sequence[Record], name: str) -> tuple[list[float | int], list[float | int]]:
     """Steps and values of what was measured under `name`."""
     points = [(record["step"], record[name]) for record in records if name in record]
     return [step for step, _ in points], [value for _, value in points]
 
 
-def _line(record: Mapping[str, float]) -> str:
+def _line(record: Record) -> str:
     finite = {name: value if math.isfinite(value) else None for name, value in record.items()}
     return json.dumps(finite) + "\n"
 

@@ -1,15 +1,15 @@
 """A run's web page, `index.html` in its directory: how far it is, its curves, its latest previews, what it is made of.
 
-It needs no server and no network: it opens from the file, links to the run's other files beside it, and follows a running
-training by loading itself again.
+It needs no server and no network: it opens from the file, links to the run's other files beside it, and follows a
+running training by loading itself again.
 """
 
 import dataclasses
+import datetime
 import html
 import json
 import os
 import pathlib
-import time
 import urllib.parse
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -79,28 +79,24 @@ def _page(run_dir: RunDirectory, status: Status, records: Sequence[Record]) -> s
 
 
 def _header(title: str, status: Status) -> str:
-    now = time.time()
     said = {
         "running": f"{_duration(status.seconds_left)} left" if status.seconds_left is not None else "has just started",
         "finished": "all steps are done",
         "stopped": "the same command goes on from the newest checkpoint",
     }[status.state]
+    now = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
     message = f'<p class="message" role="alert">{html.escape(status.message)}</p>' if status.message else ""
     return f"""<header>
 <h1>{html.escape(title)}</h1>
 <p><span class="state {status.state}">{status.state}</span> step {status.step:,} of {status.last_step:,} · {said}</p>
 <progress value="{status.step}" max="{status.last_step}" aria-label="steps done">{_percent(status)}</progress>
 {message}
-<p class="quiet">written <time datetime="{_utc(now, "%Y-%m-%dT%H:%M:%SZ")}">{_utc(now, "%Y-%m-%d %H:%M:%S UTC")}</time></p>
+<p class="quiet">written <time datetime="{now.isoformat()}">{now:%Y-%m-%d %H:%M:%S} UTC</time></p>
 </header>"""
 
 
 def _percent(status: Status) -> str:
     return f"{100 * status.step // status.last_step}%"
-
-
-def _utc(seconds: float, form: str) -> str:
-    return time.strftime(form, time.gmtime(seconds))
 
 
 def _duration(seconds: float) -> str:
@@ -118,7 +114,9 @@ def _duration(seconds: float) -> str:
 def _previews(run_dir: RunDirectory, config: ml_collections.ConfigDict | None, status: Status) -> str:
     # Later ones are of an earlier start, which got further than the checkpoint that this one went on from.
     steps = {int(path.name.removeprefix("step_")): path for path in run_dir.previews.glob("step_*")}
-    steps = {step: path for step, path in sorted(steps.items()) if step <= status.step and (path / "sheet.png").exists()}
+    steps = {
+        step: steps[step] for step in sorted(steps) if step <= status.step and (steps[step] / "sheet.png").exists()
+    }
     if not steps:
         every = config.training.preview_every if config else 0
         first = f"The first ones come at step {min(every, status.last_step):,}." if every else "None are made."
@@ -180,19 +178,21 @@ def _curves(records: Sequence[Record]) -> str:
 def _chart(chart: Chart, records: Sequence[Record]) -> str:
     lines = lines_of(chart, records)
     latest = {label: _number(y[-1], chart.is_share) for label, (_, y) in lines.items()}
-    legend = "".join(
-        f'<span class="key"><span class="line" style="background:var(--line-{number})"></span>{label} <b>{value}</b></span>'
-        for number, (label, value) in enumerate(latest.items())
-        if not chart.spread or label == "median"
-    )
-    if chart.spread:
-        legend += f'<span class="key"><span class="range"></span>range <b>{latest["lowest"]} to {latest["highest"]}</b></span>'
     said = ", ".join(f"{label} {value}" for label, value in latest.items())
+    if chart.spread:
+        legend = _key("line-0", "median", latest["median"])
+        legend += _key("range", "range", f"{latest['lowest']} to {latest['highest']}")
+    else:
+        legend = "".join(_key(f"line-{number}", *item) for number, item in enumerate(latest.items()))
     title = html.escape(chart.title)
     return f"""<figure class="chart" role="group" aria-label="{title} over steps; at last {html.escape(said)}">
 <figcaption><h3>{title}</h3><p class="quiet">{html.escape(chart.note)}</p><p>{legend}</p></figcaption>
 {draw(chart, records)}
 </figure>"""
+
+
+def _key(mark: str, label: str, value: str) -> str:
+    return f'<span class="key"><span class="{mark}"></span>{html.escape(label)} <b>{value}</b></span>'
 
 
 def _latest_values(records: Sequence[Record]) -> str:
@@ -288,9 +288,12 @@ figcaption small { color: var(--quiet); }
 .chart svg { width: 100%; height: auto; margin-top: .4rem; color: var(--quiet); font-family: inherit; }
 .chart svg * { stroke-linejoin: round; stroke-linecap: butt; }
 .key { display: inline-block; margin-right: 1rem; font-size: .875rem; }
-.line, .range { display: inline-block; width: 1.1rem; height: .2rem; margin-right: .4rem; vertical-align: middle;
-  border-radius: .1rem; }
-.range { height: .7rem; background: var(--line-0); opacity: .3; }
+.key > span { display: inline-block; width: 1.1rem; height: .2rem; margin-right: .4rem; vertical-align: middle;
+  border-radius: .1rem; background: var(--line-0); }
+.key > .line-1 { background: var(--line-1); }
+.key > .line-2 { background: var(--line-2); }
+.key > .line-3 { background: var(--line-3); }
+.key > .range { height: .7rem; opacity: .3; }
 details { margin: .5rem 0; padding: .6rem .9rem; background: var(--card); border: 1px solid var(--edge);
   border-radius: .6rem; }
 summary { cursor: pointer; font-weight: 600; }

@@ -32,7 +32,7 @@ _REDRAW_SHARE = 100
 
 
 class Progress:
-    """A progress bar with ETA, loss and throughput; TensorBoard, `metrics.jsonl` and `index.html` in the run's directory.
+    """A progress bar with ETA, loss and throughput; TensorBoard, `metrics.jsonl`, `index.html` in the run's directory.
 
     A context manager: how it is left is what the page says of the run (finished, stopped, and why). A disk that is full
     stops the run here as it does in writing a checkpoint.
@@ -93,7 +93,9 @@ class Progress:
         now = time.monotonic()
         # The first batch of a shape is what its program is compiled in: no measure of anything.
         is_timed = video_shape in self._seen
-        self._seen.add(video_shape)
+        if not is_timed:
+            self._seen.add(video_shape)
+            self._bar.unpause()
         at_peak = self._seconds_at_peak(video_shape) if self._seconds_at_peak else None
         self._window.add(metrics, (now - self._since, waited, at_peak) if is_timed else None, video_shape)
         self._since = time.monotonic()
@@ -164,9 +166,9 @@ class Progress:
             return
         self._quiet_windows = 0
         self._bar.write(
-            f"warning: step {step}: {share:.0%} of the time ({share / steps_per_second:.2f} s a step) went in waiting for "
-            "data. Raise dataset.threads up to the number of cores, or dataset.cache_bytes to hold the decoded clips; "
-            "prepare raw videos once with `python -m lumiere_jax.prepare_data`; `python -m lumiere_jax.inspect_data` "
+            f"warning: step {step}: {share:.0%} of the time ({share / steps_per_second:.2f} s a step) went in waiting "
+            "for data. Raise dataset.threads up to the number of cores, or dataset.cache_bytes to hold the decoded clips, "
+            "or prepare raw videos (`python -m lumiere_jax.prepare_data`); `python -m lumiere_jax.inspect_data` "
             "measures how fast they are read"
         )
 
@@ -202,7 +204,6 @@ class Progress:
             return
         self._bar.close()
         self._events.close()
-        self._history.close()
         if error is None:
             self._draw("finished" if self._step == self._last else "stopped", is_due=True)
             return

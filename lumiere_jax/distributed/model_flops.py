@@ -1,10 +1,9 @@
 """Model FLOPs: what a program must compute, and how fast the devices could at best.
 
-Counted are the operations of the program as it is written, by XLA's cost analysis before any optimisation (a multiply-add
-is two; elementwise operations count too, and are about one part in a hundred here). Model FLOP utilisation (Chowdhery et al.,
-arXiv 2204.02311, appendix B) asks for the operations that the *model* needs: hand over a step without rematerialisation
-and without a loop over parts of the batch, as recomputed operations would be counted as work, and the body of a loop is
-counted once.
+Counted are the operations of the program as it is written, by XLA's cost analysis before any optimisation; a
+multiply-add is two, and elementwise operations count too. Model FLOP utilisation (Chowdhery et al., arXiv 2204.02311,
+appendix B) asks for the operations that the *model* needs: hand over a step without rematerialisation and without a
+loop over parts of the batch, as recomputed operations would be counted as work, and the body of a loop once.
 """
 
 import functools
@@ -73,8 +72,8 @@ def seconds_at_peak(
       batch: any batch: its `video` may have another number of clips and frames.
 
     Returns:
-      a function of the shape `[batch, frames, height, width, 3]` of a batch's video, which traces the step once for each
-      shape; None where a device's peak is not known.
+      a function of the shape `[batch, frames, height, width, 3]` of a batch's video, which traces the step once for
+      each shape; None where a device's peak is not known.
     """
     peak = peak_flops(jax.devices())
     if peak is None:

@@ -65,10 +65,8 @@ def library_versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "numpy", "av")}
 
 
-def write_preview(
-    directory: str | os.PathLike[str], run: Run, prompts: Sequence[str], videos: Videos
-) -> pathlib.Path:
-    """Writes what a run generates at its present step: each clip, and `sheet.png` of all; returns the step's directory."""
+def write_preview(directory: str | os.PathLike[str], run: Run, prompts: Sequence[str], videos: Videos) -> pathlib.Path:
+    """Writes what a run generates at its present step: each clip, and `sheet.png` of all; returns where."""
     step_directory = pathlib.Path(directory) / f"step_{run.step:06d}"
     for number, (prompt, video) in enumerate(zip(prompts, videos, strict=True)):
         write_video(step_directory, file_name(number, prompt), video, run.config.clip.fps, {"prompt": prompt})
