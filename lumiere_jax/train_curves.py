@@ -29,7 +29,7 @@ class Chart:
     names: Mapping[str, str]  # label to name in the history
     is_noisy: bool = False
     is_share: bool = False  # values of 0 to 1, shown in percent
-    from_zero: bool = False  # where the axis is not logarithmic
+    from_zero: bool = False  # a linear axis from zero on
     spread: str = ""  # prefix of names: all of them as a range and their median, in place of `names`
 
 
@@ -40,8 +40,8 @@ CHARTS = (
         {"model": "validation/loss", "image model, frame by frame": "validation/image_model_loss"},
     ),
     Chart("Training loss", "Other clips, noise and levels at every step.", {"loss": "train/loss"}, is_noisy=True),
-    Chart("Gradient norm", "Before clipping.", {"norm": "train/gradient_norm"}, is_noisy=True, from_zero=True),
-    Chart("Learning rate", "", {"rate": "train/learning_rate"}),
+    Chart("Gradient norm", "Before clipping.", {"norm": "train/gradient_norm"}, is_noisy=True),
+    Chart("Learning rate", "", {"rate": "train/learning_rate"}, from_zero=True),
     Chart(
         "Gate norms",
         "Norms of the inflation blocks' projections, which start at zero.",
@@ -108,8 +108,8 @@ def draw(chart: Chart, records: Sequence[Record]) -> str:
         **{f"axes.{part}color": _INK for part in ("label", "edge")},
     }
     with matplotlib.rc_context(settings):
-        figure = Figure(figsize=(5.2, 2.3))
-        axes = figure.subplots(gridspec_kw={"left": 0.11, "right": 0.985, "bottom": 0.12, "top": 0.96})
+        figure = Figure(figsize=(4.7, 2.2))
+        axes = figure.subplots(gridspec_kw={"left": 0.12, "right": 0.985, "bottom": 0.12, "top": 0.96})
         _plot(axes, chart, records)
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
@@ -126,7 +126,7 @@ def _plot(axes, chart: Chart, records: Sequence[Record]) -> None:
     for colour, (x, y) in zip(_LINES, lines.values(), strict=False):
         is_smoothed = chart.is_noisy and len(x) >= _SMOOTH_FROM
         if is_smoothed:
-            axes.plot(x, y, color=colour, linewidth=0.8, alpha=0.4)
+            axes.plot(x, y, color=colour, linewidth=0.8, alpha=0.5)
             y = _running_mean(y, len(x) // 20)
         marker = "o" if np.isfinite(y).sum() < _SMOOTH_FROM / 2 else None
         axes.plot(x, y, color=colour, linewidth=1.6, marker=marker, markersize=3)
@@ -134,15 +134,15 @@ def _plot(axes, chart: Chart, records: Sequence[Record]) -> None:
     if chart.is_share:
         axes.set_ylim(0, 1)
         axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1))
-    elif len(values) and values.min() > 0 and values.max() > _LOG_RATIO * values.min():
-        axes.set_yscale("log")
     elif chart.from_zero:
         axes.set_ylim(bottom=0)
+    elif len(values) and values.min() > 0 and values.max() > _LOG_RATIO * values.min():
+        axes.set_yscale("log")
     axes.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
     axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(6, integer=True))
     axes.grid(color=_GRID, linewidth=0.6)
     axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.tick_params(length=0)
+    axes.tick_params(which="both", length=0)
     axes.set_axisbelow(True)
 
 

@@ -276,7 +276,7 @@ progress { width: 100%; height: .5rem; accent-color: var(--accent); }
 figure { margin: 0; min-width: 0; padding: .9rem; background: var(--card); border: 1px solid var(--edge);
   border-radius: .6rem; }
 .clips, .charts { display: grid; gap: 1rem; }
-.clips { grid-template-columns: repeat(auto-fill, minmax(min(100%, 13rem), 1fr)); }
+.clips { grid-template-columns: repeat(auto-fill, minmax(min(100%, 10rem), 13rem)); }
 .charts { grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)); }
 video { display: block; width: 100%; aspect-ratio: 1; object-fit: contain; image-rendering: pixelated;
   background: #000; border-radius: .3rem; }

@@ -167,9 +167,9 @@ class Progress:
         self._quiet_windows = 0
         self._bar.write(
             f"warning: step {step}: {share:.0%} of the time ({share / steps_per_second:.2f} s a step) went in waiting "
-            "for data. Raise dataset.threads up to the number of cores, or dataset.cache_bytes to hold the decoded clips, "
-            "or prepare raw videos (`python -m lumiere_jax.prepare_data`); `python -m lumiere_jax.inspect_data` "
-            "measures how fast they are read"
+            "for data. Raise dataset.threads (to the number of cores) or dataset.cache_bytes (of decoded clips), "
+            "or prepare the videos with `python -m lumiere_jax.prepare_data`; `python -m lumiere_jax.inspect_data` says "
+            "how fast clips are read"
         )
 
     def _record(self, step: int, values: Mapping[str, float]) -> None:

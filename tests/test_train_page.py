@@ -21,18 +21,22 @@ def history(steps=60):
     records = []
     for step in range(20, 20 * steps + 1, 20):
         noise = rng.normal(size=3)
-        records.append(
-            {
-                **{"step": step, "time": 1.7e9 + step, "train/loss": 0.2 + 30 / (50 + step) + 0.02 * noise[0]},
-                **{"train/gradient_norm": float(np.exp(noise[1])), "train/learning_rate": 1e-3 * step / 1200},
-                **{"train/clips_per_second": 3.2 + 0.05 * noise[2], "train/steps_per_second": 1.6, "train/spikes": 0.0},
-                **{"train/data_wait_share": 0.04, "train/model_flop_utilisation": 0.41},
-            }
-        )
+        values = {
+            "loss": 0.2 + 30 / (50 + step) + 0.02 * noise[0],
+            "gradient_norm": float(np.exp(noise[1])),
+            "learning_rate": 1e-3 * step / 1200,
+            "clips_per_second": 3.2 + 0.05 * noise[2],
+            "steps_per_second": 1.6,
+            "data_wait_share": 0.04,
+            "model_flop_utilisation": 0.41,
+            "spikes": 0.0,
+        }
+        times = {"step": step, "time": 1.7e9 + step}
+        records.append(times | {f"train/{name}": value for name, value in values.items()})
         if step % 100 == 0:
             gates = {f"gate_norms/unet/down/{block}": block * step / 1e4 for block in range(7)}
             losses = {"validation/loss": 0.2 + 60 / (90 + step), "validation/image_model_loss": 0.72}
-            records.append({"step": step, "time": 1.7e9 + step, **losses, **gates})
+            records.append(times | losses | gates)
     return records
 
 
