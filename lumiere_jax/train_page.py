@@ -19,7 +19,7 @@ import numpy as np
 
 from lumiere_jax.checkpoints.run_directory import RunDirectory
 from lumiere_jax.train_curves import Chart, charts_of, draw, lines_of
-from lumiere_jax.train_history import Record, curve
+from lumiere_jax.train_history import Record
 
 _RELOAD_SECONDS = 60
 _EARLIER_PREVIEWS = 8  # shown as sheets, beside the newest one's clips
@@ -196,10 +196,12 @@ def _key(mark: str, label: str, value: str) -> str:
 
 
 def _latest_values(records: Sequence[Record]) -> str:
-    rows = {}
-    for name in dict.fromkeys(name for record in records for name in record if name not in ("step", "time")):
-        steps, values = curve(records, name)
-        rows[name] = f"{_number(values[-1])} at step {steps[-1]:,}"
+    latest = {name: (value, record["step"]) for record in records for name, value in record.items()}
+    rows = {
+        name: f"{_number(value)} at step {step:,}"
+        for name, (value, step) in latest.items()
+        if name not in ("step", "time")
+    }
     return _details("All values, as last measured", _table(rows)) if rows else ""
 
 
@@ -276,7 +278,7 @@ progress { width: 100%; height: .5rem; accent-color: var(--accent); }
 figure { margin: 0; min-width: 0; padding: .9rem; background: var(--card); border: 1px solid var(--edge);
   border-radius: .6rem; }
 .clips, .charts { display: grid; gap: 1rem; }
-.clips { grid-template-columns: repeat(auto-fill, minmax(min(100%, 10rem), 13rem)); }
+.clips { grid-template-columns: repeat(auto-fill, minmax(min(100%, 10.5rem), 1fr)); }
 .charts { grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)); }
 video { display: block; width: 100%; aspect-ratio: 1; object-fit: contain; image-rendering: pixelated;
   background: #000; border-radius: .3rem; }

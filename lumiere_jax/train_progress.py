@@ -168,8 +168,8 @@ class Progress:
         self._bar.write(
             f"warning: step {step}: {share:.0%} of the time ({share / steps_per_second:.2f} s a step) went in waiting "
             "for data. Raise dataset.threads (to the number of cores) or dataset.cache_bytes (of decoded clips), "
-            "or prepare the videos with `python -m lumiere_jax.prepare_data`; `python -m lumiere_jax.inspect_data` says "
-            "how fast clips are read"
+            "or prepare the videos with `python -m lumiere_jax.prepare_data`; `python -m lumiere_jax.inspect_data` "
+            "says how fast clips are read"
         )
 
     def _record(self, step: int, values: Mapping[str, float]) -> None:

@@ -73,10 +73,15 @@ def seconds_at_peak(
 
     Returns:
       a function of the shape `[batch, frames, height, width, 3]` of a batch's video, which traces the step once for
-      each shape; None where a device's peak is not known.
+      each shape; None where a device's peak is not known, or JAX has no CPU to count for (which is said).
     """
     peak = peak_flops(jax.devices())
     if peak is None:
+        return None
+    try:
+        jax.local_devices(backend="cpu")
+    except RuntimeError:
+        print("model FLOP utilisation is not shown: JAX counts FLOPs for a CPU. Add cpu to JAX_PLATFORMS")
         return None
     state, frozen, (_, text), seed = jax.eval_shape(lambda *leaves: leaves, state, frozen, tuple(batch), seed)
 

@@ -48,3 +48,16 @@ def test_seconds_at_peak_follow_the_shape_of_the_batch(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(model_flops, "count_flops", None)
         assert seconds(SHAPE) > 0  # each shape is counted once
+
+
+def test_without_a_cpu_to_count_for_the_run_goes_on(monkeypatch, capsys):
+    def no_cpu(backend):
+        raise RuntimeError(f"Unknown backend {backend}")
+
+    monkeypatch.setattr(model_flops, "peak_flops", lambda devices: 1e9)
+    monkeypatch.setattr(jax, "local_devices", no_cpu)
+    assert (
+        model_flops.seconds_at_peak(step, {}, jnp.ones((16, 100)), Batch(jnp.zeros(SHAPE), jnp.zeros((2, 5, 16))), 0)
+        is None
+    )
+    assert "Add cpu to JAX_PLATFORMS" in capsys.readouterr().out
