@@ -27,7 +27,7 @@ from lumiere_jax.distributed import platform
 from lumiere_jax.distributed.model_flops import count_flops
 from lumiere_jax.models import parameter_partition
 from lumiere_jax.models.text_to_video import TextToVideo
-from lumiere_jax.train_setup import make_objective, make_optimizer
+from lumiere_jax.train_setup import step_settings
 from lumiere_jax.train_step import create_state, train_step
 
 VARIANTS = ("demo", "small", *(name for name in deepfloyd_if.STAGE_1 | deepfloyd_if.STAGE_2 if "tiny" not in name))
@@ -99,11 +99,9 @@ def step_flops(config: ml_collections.ConfigDict, parts: tuple[nnx.GraphDef, dic
       batch_size: clips.
     """
     graphdef, trained, frozen = parts
-    optimizer = make_optimizer(config.training)
-    update = functools.partial(
-        train_step, graphdef=graphdef, optimizer=optimizer, objective=make_objective(config), ema_decay=0.999
-    )
-    state = jax.eval_shape(lambda parameters: create_state(parameters, optimizer), trained)
+    settings = step_settings(config) | {"accumulation_steps": 1}
+    update = functools.partial(train_step, graphdef=graphdef, **settings)
+    state = jax.eval_shape(lambda parameters: create_state(parameters, settings["optimizer"]), trained)
     return count_flops(update, state, _cast(frozen, config), abstract_batch(config, batch_size), 0)
 
 

@@ -17,6 +17,9 @@ _VARIABLES = {_INK: "currentColor", _GRID: "var(--grid)"} | {
 }
 _POINTS = 400  # of a line; longer ones are drawn as means over equal parts
 _SMOOTH_FROM = 40  # points, from which on a noisy line is drawn thin, with a running mean over a twentieth of it
+_NOT_DRAWN = {"step", "time"} | {
+    f"train/{name}" for name in ("steps_per_second", "smoothed_loss", "is_finite", "is_spike")
+}
 _LOG_RATIO = 30  # of largest to smallest value, from which on the axis is logarithmic
 
 
@@ -62,13 +65,19 @@ CHARTS = (
         {"waiting for data": "train/data_wait_share", "model FLOP utilisation": "train/model_flop_utilisation"},
         is_share=True,
     ),
+    Chart(
+        "Guards",
+        "Since the run began: spikes of the loss, and updates that were not made.",
+        {"spikes": "train/spikes", "left out": "train/skipped"},
+        from_zero=True,
+    ),
 )
 
 
 def charts_of(records: Sequence[Record]) -> list[Chart]:
     """The charts for which there are values; what was measured beside them has a chart of its own."""
     names = dict.fromkeys(name for record in records for name in record)
-    known = {name for chart in CHARTS for name in chart.names.values()} | {"step", "time", "train/steps_per_second"}
+    known = {name for chart in CHARTS for name in chart.names.values()} | _NOT_DRAWN
     spreads = tuple(chart.spread for chart in CHARTS if chart.spread)
     others = [
         Chart(name.replace("/", ": ").replace("_", " ").capitalize(), "", {"value": name}, is_noisy=True)

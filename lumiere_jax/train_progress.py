@@ -25,6 +25,8 @@ from lumiere_jax.train_page import Status, write_page
 _STARVED = 0.5
 # ... once, and again after so many windows of `log_every` steps.
 _WARN_EVERY = 20
+# Metrics that count from the beginning of the run: reported as they stand, not as means.
+_COUNTS = ("spikes", "skipped")
 # The page is drawn again after this time, and not before this many times what the last drawing took: under 1 % of the
 # run's time. Previews and the end have theirs anyway.
 _REDRAW_SECONDS = 30.0
@@ -246,6 +248,7 @@ class _Window:
         for name, values in self._metrics.items():
             finite = [value for value in values if math.isfinite(value)]
             means[name] = float(np.mean(finite)) if finite else math.nan
+        means |= {name: self._metrics[name][-1] for name in _COUNTS if name in means}
         if not self._timed:
             return means
         means |= {name: count / self._seconds for name, count in self._counts.items()}

@@ -30,6 +30,8 @@ def history(steps=60):
             "data_wait_share": 0.04,
             "model_flop_utilisation": 0.41,
             "spikes": 0.0,
+            "is_finite": 1.0,
+            "new_thing": 1.0,
         }
         times = {"step": step, "time": 1.7e9 + step}
         records.append(times | {f"train/{name}": value for name, value in values.items()})
@@ -121,7 +123,7 @@ def test_time_left(tmp_path, seconds, said):
 
 
 def test_every_value_has_a_chart():
-    assert [chart.title for chart in charts_of(history())] == [*(chart.title for chart in CHARTS), "Train: spikes"]
+    assert [chart.title for chart in charts_of(history())] == [*(chart.title for chart in CHARTS), "Train: new thing"]
     assert charts_of([]) == []
     assert [chart.title for chart in charts_of([{"step": 1, "time": 0.0, "train/loss": 1.0}])] == ["Training loss"]
 

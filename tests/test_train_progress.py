@@ -63,11 +63,13 @@ def test_means_and_throughput_of_a_window(tmp_path, clock):
     with progress_of(tmp_path) as progress:
         for step, loss in enumerate((8.0, 1.0, 2.0, 5.0), start=1):
             # The first step compiles: 100 seconds that no rate may contain.
-            take_step(progress, clock, step, 100.0 if step == 1 else 2.0, loss=loss, skipped=float(step == 3))
+            take_step(
+                progress, clock, step, 100.0 if step == 1 else 2.0, loss=loss, is_spike=step % 2, skipped=float(step)
+            )
         for step in range(5, 9):
             take_step(progress, clock, step, seconds=1.0, waited=0.0)
     first, second = records(tmp_path)
-    expected = {"step": 4, "train/loss": 4.0, "train/skipped": 0.25}
+    expected = {"step": 4, "train/loss": 4.0, "train/is_spike": 0.5, "train/skipped": 4.0}
     rates = {"train/steps_per_second": 0.5, "train/clips_per_second": 2.0, "train/data_wait_share": 0.25}
     assert {name: first[name] for name in first if name != "time"} == expected | rates
     assert (second["train/steps_per_second"], second["train/clips_per_second"]) == (1.0, 4.0)
