@@ -38,13 +38,14 @@ def test_count_is_that_of_the_products_and_nothing_is_computed():
 def test_seconds_at_peak_follow_the_shape_of_the_batch(monkeypatch):
     state = {"pixels": jnp.ones((3, 1000))}
     batch = Batch(jnp.zeros(SHAPE), jnp.zeros((2, 5, 16)))
-    assert model_flops.seconds_at_peak(step, state, jnp.ones((16, 100)), batch, 0) is None  # a CPU: no peak is known
+    assert model_flops.seconds_at_peak(step, state, jnp.ones((16, 5000)), batch, 0) is None  # a CPU: no peak is known
     monkeypatch.setattr(model_flops, "peak_flops", lambda devices: 1e9)
-    seconds = model_flops.seconds_at_peak(step, state, jnp.ones((16, 100)), batch, 0)
+    seconds = model_flops.seconds_at_peak(step, state, jnp.ones((16, 5000)), batch, 0)
     state["pixels"].delete()  # training donates the state
     for clips, frames in ((2, 4), (6, 1)):
-        products = 2 * clips * (frames * 8 * 8 * 3 * 1000 + 5 * 16 * 100)
-        assert seconds((clips, frames, 8, 8, 3)) == pytest.approx(products / 1e9, rel=0.2)
+        pixels, tokens = clips * frames * 8 * 8 * 1000, clips * 5 * 5000
+        products, sums = 2 * (3 * pixels + 16 * tokens), pixels + tokens
+        assert seconds((clips, frames, 8, 8, 3)) == pytest.approx((products + sums) / 1e9, rel=1e-4)
     with monkeypatch.context() as patch:
         patch.setattr(model_flops, "count_flops", None)
         assert seconds(SHAPE) > 0  # each shape is counted once
@@ -57,7 +58,7 @@ def test_without_a_cpu_to_count_for_the_run_goes_on(monkeypatch, capsys):
     monkeypatch.setattr(model_flops, "peak_flops", lambda devices: 1e9)
     monkeypatch.setattr(jax, "local_devices", no_cpu)
     assert (
-        model_flops.seconds_at_peak(step, {}, jnp.ones((16, 100)), Batch(jnp.zeros(SHAPE), jnp.zeros((2, 5, 16))), 0)
+        model_flops.seconds_at_peak(step, {}, jnp.ones((16, 5000)), Batch(jnp.zeros(SHAPE), jnp.zeros((2, 5, 16))), 0)
         is None
     )
     assert "Add cpu to JAX_PLATFORMS" in capsys.readouterr().out
