@@ -145,7 +145,7 @@ def _clip(root: pathlib.Path, sidecar: pathlib.Path) -> str:
     prompt = html.escape(json.loads(sidecar.read_text())["prompt"]) or "(empty prompt)"
     files = {
         kind: _link(root, sidecar.with_name(sidecar.stem + end))
-        for kind, end in {"mp4": ".mp4", "gif": ".gif", "sheet": "_sheet.png", "X-T slice": "_xt.png"}.items()
+        for kind, end in {"mp4": ".mp4", "gif": ".gif", "sheet": "_sheet.png", "X-T": "_xt.png"}.items()
     }
     links = " · ".join(f'<a href="{file}">{kind}</a>' for kind, file in files.items())
     return f"""<figure>
