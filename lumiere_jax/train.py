@@ -32,6 +32,7 @@ from lumiere_jax.distributed.preemption import Preempted, PreemptionNotice
 from lumiere_jax.models import parameter_partition
 from lumiere_jax.models.temporal import gate_norms
 from lumiere_jax.models.text_to_video import TextToVideo
+from lumiere_jax.optimizer import learning_rate_schedule
 from lumiere_jax.parameter_overview import write_overview
 from lumiere_jax.pipelines.results import write_preview
 from lumiere_jax.pipelines.text_to_video import sample_videos, sampling_settings
@@ -114,7 +115,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Non
     # ---------------------------------------------------------------- Compiled steps
     update = jax.jit(functools.partial(train_step, graphdef=graphdef, **settings), donate_argnums=0)
     validate = jax.jit(functools.partial(validation_step, graphdef=graphdef, objective=settings["objective"]))
-    gates = jax.jit(gate_norms)
+    gates, learning_rate = jax.jit(gate_norms), jax.jit(learning_rate_schedule(fields))
 
     # ---------------------------------------------------------------- Batches: the position in the data is the step
     encode = caption_encoder(config, tokenizer, embeddings)
@@ -158,6 +159,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Non
             waited = time.monotonic() - asked
             state, metrics = update(state, frozen, batch, config.seed)
             metrics = {name: float(value) for name, value in metrics.items()}
+            metrics["learning_rate"] = float(learning_rate(step - 1 - int(metrics["skipped"])))
             act(metrics, step, fields, _say)
             progress.step(step, metrics, waited, batch.video.shape)
             with progress.pause():
