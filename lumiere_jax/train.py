@@ -30,6 +30,7 @@ from lumiere_jax.distributed import partitioning, platform, processes
 from lumiere_jax.distributed.model_flops import seconds_at_peak
 from lumiere_jax.distributed.preemption import Preempted, PreemptionNotice
 from lumiere_jax.models import parameter_partition
+from lumiere_jax.models.rematerialization import Rematerialization, rematerialize
 from lumiere_jax.models.temporal import gate_norms
 from lumiere_jax.models.text_to_video import TextToVideo
 from lumiere_jax.optimizer import learning_rate_schedule
@@ -142,15 +143,18 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Non
         if processes.is_first():
             progress.preview(run.step, write_preview(run_dir.previews, run, prompts, videos))
 
-    # What counts as a step's work is the whole batch at once, however it is divided.
-    one_step = functools.partial(train_step, graphdef=graphdef, **settings | {"accumulation_steps": 1})
+    # What counts as a step's work is the whole batch at once, however it is divided, and nothing computed again.
+    rematerialize(model.unet, Rematerialization())
+    as_counted = {"graphdef": parameter_partition.split(model)[0], **settings, "accumulation_steps": 1}
     progress = Progress(
         run_dir.path,
         first_step,
         last_step,
         fields,
         is_shown=processes.is_first(),
-        seconds_at_peak=seconds_at_peak(one_step, state, frozen, validation_batch, config.seed),
+        seconds_at_peak=seconds_at_peak(
+            functools.partial(train_step, **as_counted), state, frozen, validation_batch, config.seed
+        ),
     )
     with PreemptionNotice() as notice, checkpoints, contextlib.closing(batches), progress:
         for step in range(first_step + 1, last_step + 1):
