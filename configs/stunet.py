@@ -20,7 +20,7 @@ import ml_collections
 
 from configs import deepfloyd_if, text_to_image
 
-VARIANTS = ("demo", "small", "test", *deepfloyd_if.STAGE_1)
+VARIANTS = ("demo", "small", "overfit", "test", *deepfloyd_if.STAGE_1)
 
 
 def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
@@ -81,6 +81,11 @@ def inflated(image: ml_collections.ConfigDict, variant: str) -> ml_collections.C
         config.temporal.update({"norm_groups": 16, "attention_head_dim": 64})
         config.training.update({"steps": 100_000, "batch_size": 8, "learning_rate": 1e-4, "log_every": 50})
         config.training.update({"checkpoint_every": 1000, "validate_every": 1000, "preview_every": 5000})
+    if variant == "overfit":
+        config.clip.update({"frames": 8, "fps": 4.0, "size": 16})
+        config.temporal.strides = (2, 2)
+        config.training.update({"steps": 600, "batch_size": 8, "learning_rate": 3e-3, "validation_clips": 64})
+        config.training.update({"checkpoint_every": 200, "validate_every": 50, "preview_every": 600})
     if variant == "test":
         config.clip.update({"frames": 4, "size": 16})
         config.temporal.strides = (2,)

@@ -38,8 +38,7 @@ def _open(config: ml_collections.ConfigDict, name: str, path: str) -> tuple[Sequ
     data_dir = config.data_dir or tfds.core.constants.DATA_DIR
     match name:
         case "moving_shapes":
-            builder = moving_shapes.prepare(data_dir, path)
-            return builder.as_data_source(split="train"), builder.as_data_source(split="validation")
+            return _splits(moving_shapes.prepare(data_dir, path))
         case "video_folder":
             if not path:
                 raise ValueError("dataset.path is empty: give the folder of videos, --config.dataset.path=DIR")
@@ -52,7 +51,7 @@ def _open(config: ml_collections.ConfigDict, name: str, path: str) -> tuple[Sequ
                 captions=config.captions or None,
                 default_caption=config.default_caption or None,
             )
-            return (builder.as_data_source(split="train"),) * 2
+            return _splits(builder)
         case "tfds":
             return stock_videos.open_stock_videos(path, data_dir)
         case "prepared":
@@ -61,10 +60,14 @@ def _open(config: ml_collections.ConfigDict, name: str, path: str) -> tuple[Sequ
             builder = open_prepared(path)
             if "train" not in builder.info.splits:
                 raise ValueError(f"dataset.path={path} has no split train, only {sorted(builder.info.splits)}")
-            validation = "validation" if "validation" in builder.info.splits else "train"
-            return builder.as_data_source(split="train"), builder.as_data_source(split=validation)
+            return _splits(builder)
         case _:
             raise ValueError(f"dataset.name={name!r}: use moving_shapes, prepared, video_folder, tfds or mixture")
+
+
+def _splits(builder: tfds.core.DatasetBuilder) -> tuple[Sequence[Record], Sequence[Record]]:
+    validation = "validation" if "validation" in builder.info.splits else "train"
+    return builder.as_data_source(split="train"), builder.as_data_source(split=validation)
 
 
 def captions_of(dataset: Dataset) -> list[str]:
