@@ -11,6 +11,7 @@ the recipe changes.
 """
 
 import dataclasses
+import hashlib
 import json
 import pathlib
 import sys
@@ -53,8 +54,8 @@ _ADVICE = {
     (
         "above",
         "image_model",
-    ): "The image model does not learn as it should. Look at the gradient's norm and the learning "
-    "rate, at whether captions belong to their clips, at the average of the parameters.",
+    ): "The image model does not learn as it should. Look at the learning rate and the gradient's "
+    "norm, at whether captions belong to their clips, at the average of the parameters.",
     (
         "above",
         "stunet",
@@ -63,12 +64,12 @@ _ADVICE = {
     (
         "below",
         "image_model",
-    ): "Better than the recipe can be: does the network see the clean picture? Look at the noise, "
+    ): "The recipe cannot be that good. Does the network see the clean picture? Look at the noise, "
     "at the weights of the loss, and at whether all pictures are the same.",
     (
         "below",
         "stunet",
-    ): "Better than the recipe can be: does the network see the clean clip? Look at the noise, at the "
+    ): "The recipe cannot be that good. Does the network see the clean clip? Look at the noise, at the "
     "weights of the loss, and at whether all frames of a clip are the same.",
 }
 
@@ -185,6 +186,12 @@ def read_recorded(path: pathlib.Path = BAND) -> dict[str, Any]:
     return recorded
 
 
+def fingerprint(recorded: Mapping[str, Any]) -> str:
+    """SHA-256 of the band, which its picture carries: a picture of another band is found out."""
+    stages = {stage: dataclasses.asdict(band) for stage, band in bands(recorded).items()}
+    return hashlib.sha256(json.dumps(stages).encode()).hexdigest()
+
+
 def bands(recorded: Mapping[str, Any]) -> dict[str, Band]:
     """The band of each stage."""
     return {stage: band_of(runs.values()) for stage, runs in recorded["losses"].items()}
@@ -278,7 +285,7 @@ def clips_and_samples(run: Run) -> dict[str, initialization.Clip]:
     samples = sample_videos(run, batch["caption"])
     rows = {}
     for caption, clip, sampled in zip(batch["caption"], batch["video"], samples, strict=True):
-        rows |= {caption: clip, f"sampled, {psnr(clip, sampled):.1f} dB (number {len(rows) // 2})": sampled}
+        rows |= {caption: clip, f"sample {len(rows) // 2 + 1}, {psnr(clip, sampled):.1f} dB": sampled}
     return rows
 
 
@@ -310,7 +317,8 @@ def main(_argv: list[str]) -> None:
             stage: {f"seed {seed}": losses for seed, losses in runs.items()}
             for stage, runs in recorded["losses"].items()
         }
-        draw(bands(recorded), labelled).savefig(PICTURES / "overfit_band.png", dpi=110)
+        figure = draw(bands(recorded), labelled)
+        figure.savefig(PICTURES / "overfit_band.png", dpi=110, metadata={"Description": fingerprint(recorded)})
         rows = clips_and_samples(load_run(workdir / "seed_0"))
         initialization.draw_samples(rows).savefig(PICTURES / "overfit_samples.png", dpi=80)
         print(f"\nwritten: {BAND}, {PICTURES}/overfit_band.png and overfit_samples.png. Look at them")

@@ -33,19 +33,29 @@ from lumiere_jax.train_progress import Progress
 Patches = Callable[[], contextlib.AbstractContextManager]
 
 
+Change = Callable[[ml_collections.ConfigDict], None]
+
+
 @dataclasses.dataclass(frozen=True)
 class Fault:
     """What is wrong.
 
     Attributes:
-      stage: the first that has it; with "stunet" the image model under it is sound.
-      fields: of the config that differ, by dotted name; of both stages where the stage is "image_model".
+      stage: the one that has it; with "stunet" the image model under it is sound.
+      config: what is wrong in that stage's config.
       patches: what is wrong in the code.
     """
 
     stage: str
-    fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    config: Change = lambda config: None
     patches: Patches = contextlib.nullcontext
+
+
+def _learning_rate(factor: float) -> Change:
+    def change(config: ml_collections.ConfigDict) -> None:
+        config.training.learning_rate *= factor
+
+    return change
 
 
 def _on_clips(change: Callable[[np.ndarray, np.random.Generator], np.ndarray]) -> Patches:
@@ -84,18 +94,18 @@ def _noise_level_untold() -> contextlib.AbstractContextManager:
 
 
 FAULTS: dict[str, Fault] = {
-    "nothing is trained (learning rate 0)": Fault("image_model", {"training.learning_rate": 0.0}),
-    "learning rate 10 times smaller": Fault("image_model", {"training.learning_rate": 3e-4}),
-    "learning rate 10 times larger": Fault("image_model", {"training.learning_rate": 3e-2}),
-    "captions always dropped": Fault("image_model", {"text.dropout": 1.0}),
+    "nothing is trained (learning rate 0)": Fault("image_model", _learning_rate(0.0)),
+    "learning rate 10 times smaller": Fault("image_model", _learning_rate(0.1)),
+    "learning rate 10 times larger": Fault("image_model", _learning_rate(10.0)),
+    "captions always dropped": Fault("image_model", lambda config: config.text.update(dropout=1.0)),
     "captions of other clips": Fault("image_model", patches=_captions_of_others),
     "the target is the noise, not the clip": Fault("image_model", patches=_target_is_noise),
     "the average of the parameters is never updated": Fault("image_model", patches=_average_stays),
     "no noise is added": Fault("image_model", patches=_no_noise),
     "the network is not told the noise level": Fault("image_model", patches=_noise_level_untold),
     "red and blue swapped": Fault("image_model", patches=_on_clips(lambda clip, _: clip[..., ::-1])),
-    "temporal layers are not trained": Fault("stunet", {"training.learning_rate": 0.0}),
-    "temporal layers: learning rate 10 times smaller": Fault("stunet", {"training.learning_rate": 3e-4}),
+    "temporal layers are not trained": Fault("stunet", _learning_rate(0.0)),
+    "temporal layers: learning rate 10 times smaller": Fault("stunet", _learning_rate(0.1)),
     "frames in random order": Fault("stunet", patches=_on_clips(lambda clip, rng: rng.permutation(clip))),
     "clips played backwards at random": Fault(
         "stunet", patches=_on_clips(lambda clip, rng: clip[:: rng.choice((1, -1))])
@@ -104,8 +114,12 @@ FAULTS: dict[str, Fault] = {
         "stunet", patches=_on_clips(lambda clip, _: np.repeat(clip[:1], len(clip), axis=0))
     ),
     "temporal layers: captions of other clips": Fault("stunet", patches=_captions_of_others),
-    "temporal kernels see one frame": Fault("stunet", {"temporal.conv_kernel": 1, "temporal.resampler_kernel": 1}),
-    "resamplers start with He's initialisation": Fault("stunet", {"temporal.resampler_init": "he"}),
+    "temporal kernels see one frame": Fault(
+        "stunet", lambda config: config.temporal.update(conv_kernel=1, resampler_kernel=1)
+    ),
+    "resamplers start with He's initialisation": Fault(
+        "stunet", lambda config: config.temporal.update(resampler_init="he")
+    ),
 }
 
 
@@ -126,12 +140,7 @@ def find(
     """
     measured: list[Measurement] = []
     running = config if fault.stage == "stunet" else config.image_model
-    for name, value in fault.fields.items():
-        *path, field = name.split(".")
-        node = running
-        for part in path:
-            node = node[part]
-        node[field] = value
+    fault.config(running)
     with fault.patches(), _watch(fault.stage, stages[fault.stage], measured), contextlib.suppress(_LeftTheBand):
         train(running, workdir)
     return measured

@@ -102,7 +102,7 @@ BUILDER_CONFIGS = {
     "demo": MovingShapesConfig(name="demo"),
     "one_object": MovingShapesConfig(name="one_object", two_object_probability=0.0),
     "tiny": MovingShapesConfig(name="tiny", size=32, frames=16, train=16, validation=8, held_out=8),
-    # Small enough to be learned by heart; few frames a second, so that 8 of them show a whole motion.
+    # To be learned by heart (docs/overfit.md). Few frames a second, so that 8 of them show a whole motion.
     "eight_clips": MovingShapesConfig(
         name="eight_clips",
         size=32,
