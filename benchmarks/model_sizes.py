@@ -26,7 +26,7 @@ from lumiere_jax.abstract_model import abstract_batch, abstract_model
 from lumiere_jax.distributed import platform
 from lumiere_jax.models import parameter_partition
 from lumiere_jax.models.text_to_video import TextToVideo
-from lumiere_jax.train_setup import make_objective, make_optimizer
+from lumiere_jax.train_setup import step_settings
 from lumiere_jax.train_step import create_state, train_step
 
 VARIANTS = ("demo", "small", *(name for name in deepfloyd_if.STAGE_1 | deepfloyd_if.STAGE_2 if "tiny" not in name))
@@ -105,11 +105,9 @@ def lower_step(
       batch_size: clips.
     """
     graphdef, trained, frozen = parts
-    optimizer = make_optimizer(config.training)
-    update = functools.partial(
-        train_step, graphdef=graphdef, optimizer=optimizer, objective=make_objective(config), ema_decay=0.999
-    )
-    state = jax.eval_shape(lambda parameters: create_state(parameters, optimizer), trained)
+    settings = step_settings(config)
+    update = functools.partial(train_step, graphdef=graphdef, **settings)
+    state = jax.eval_shape(lambda parameters: create_state(parameters, settings["optimizer"]), trained)
     batch, seed = abstract_batch(config, batch_size), jax.ShapeDtypeStruct((), jnp.int32)
     return jax.jit(update, donate_argnums=0).lower(state, _cast(frozen, config), batch, seed)
 

@@ -26,13 +26,14 @@ from lumiere_jax.models.stunet import inflate
 from lumiere_jax.models.temporal import TemporalConfig
 from lumiere_jax.models.text_to_video import TextToVideo
 from lumiere_jax.models.unet2d import UNet2D
+from lumiere_jax.optimizer import make_optimizer
 from lumiere_jax.train import train
-from lumiere_jax.train_setup import batches_of, caption_encoder, make_objective, make_optimizer, training_batches_of
+from lumiere_jax.train_setup import batches_of, caption_encoder, make_objective, training_batches_of
 from lumiere_jax.train_step import Batch, create_state, train_step, validation_step
 
 # Compiled once for all variants whose networks have the same structure.
 _update = jax.jit(
-    train_step, static_argnames=("graphdef", "optimizer", "objective", "ema_decay"), donate_argnames="state"
+    train_step, static_argnames=("graphdef", "optimizer", "objective", "ema_decays"), donate_argnames="state"
 )
 _validate = jax.jit(validation_step, static_argnames=("graphdef", "objective"))
 
@@ -129,7 +130,7 @@ def image_model(data: Data) -> TextToVideo:
 def step_settings(config: ml_collections.ConfigDict, steps: int) -> dict[str, Any]:
     """What a training step is compiled for; trainings that share this object share the compiled program."""
     fields = ml_collections.ConfigDict(config.training.to_dict() | {"steps": steps})
-    return {"optimizer": make_optimizer(fields), "objective": make_objective(config), "ema_decay": 0.0}
+    return {"optimizer": make_optimizer(fields), "objective": make_objective(config), "ema_decays": (0.0,)}
 
 
 def flops_per_step(model: TextToVideo, batch: Batch, settings: dict[str, Any]) -> float:

@@ -92,16 +92,16 @@ def image_model(variant: str) -> ml_collections.ConfigDict:
         "a chef slices vegetables in a kitchen",
     )
     # The temporal layers' training. Published fine-tunes of the paper's model use Adafactor at a constant 1e-4.
-    config.training.update({"optimizer": "adafactor", "learning_rate": 1e-4, "final_learning_rate": 1.0})
+    config.training.update({"optimizer": "adafactor", "learning_rate": 1e-4, "schedule": "constant"})
     config.training.update({"steps": 100_000, "batch_size": 64, "warmup_steps": 1000, "weight_decay": 0.0})
-    config.training.update({"ema_decay": 0.9999, "checkpoint_every": 1000, "validate_every": 1000})
+    config.training.update({"ema_decays": (0.9999,), "checkpoint_every": 1000, "validate_every": 1000})
     config.training.update({"preview_every": 5000, "validation_clips": 8})
     if variant in TINY:
         config.compute_dtype = "float32"
         config.text.update({"vocab_size": 512, "emb_dim": 32, "num_heads": 2, "num_layers": 2, "head_dim": 16})
         config.text.mlp_dim = 64
         config.dataset.update({"stored_frames": 16, "stored_size": 32})
-        config.training.update({"steps": 50, "batch_size": 2, "warmup_steps": 5, "ema_decay": 0.9})
+        config.training.update({"steps": 50, "batch_size": 2, "warmup_steps": 5, "ema_decays": (0.9,)})
         config.training.update({"checkpoint_every": 50, "validate_every": 25, "preview_every": 0, "log_every": 10})
         config.training.update({"validation_clips": 2, "learning_rate": 1e-3})
         config.sampling.steps = 10

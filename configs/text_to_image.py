@@ -102,14 +102,20 @@ def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
         "batch_size": 16,
         "image_share": 0.0,  # of the batches of a video model: single frames, image_batch_size of them
         "image_batch_size": 0,
-        "optimizer": "adamw",
+        "accumulation_steps": 1,  # parts of a batch, whose gradients are added up to save memory
+        "optimizer": "adamw",  # or adafactor
         "learning_rate": 1e-3,
+        "schedule": "cosine",  # after the warm-up: or linear, constant
         "warmup_steps": 50,
         "adam_b2": 0.99,
         "weight_decay": 1e-4,
-        "final_learning_rate": 0.1,  # share of learning_rate at the last step (cosine decay)
+        "final_learning_rate": 0.1,  # share of learning_rate at the last step (cosine and linear)
         "clip_gradient_norm": 1.0,
-        "ema_decay": 0.995,
+        "ema_decays": (0.995,),  # of the averages that are kept; the first is sampled, `sample --ema_decay` chooses
+        "on_nonfinite": "stop",  # a loss or gradient that is not finite; or skip: leave that update out, and go on
+        "spike_deviations": 10.0,  # a loss so many standard deviations above its running mean is a spike; 0: none is
+        "on_spike": "report",  # or skip
+        "skip_budget": 10,  # more updates than these left out end the run
         "checkpoint_every": 500,
         "keep_checkpoints": 2,
         "log_every": 50,
@@ -147,7 +153,7 @@ def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
         config.unet.update({"act_fn": "gelu", "norm_num_groups": 16, "text_dim": 256, "cross_attention_dim": 384})
         config.unet.update({"text_pooling_heads": 8, "time_embedding_dim": 384})
         config.training.update({"steps": 200_000, "batch_size": 64, "learning_rate": 3e-4, "warmup_steps": 1000})
-        config.training.update({"ema_decay": 0.9999, "checkpoint_every": 2000, "validate_every": 2000})
+        config.training.update({"ema_decays": (0.9999,), "checkpoint_every": 2000, "validate_every": 2000})
         config.training.update({"preview_every": 10_000, "validation_clips": 64})
         config.sampling.steps = 50
     if variant == "overfit":
@@ -155,7 +161,7 @@ def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
         config.dataset.update({"path": "eight_clips", "stored_frames": 8, "stored_fps": 4.0, "stored_size": 32})
         config.unet.update({"block_out_channels": (16, 32, 64), "layers_per_block": (1, 1, 1)})
         config.unet.update({"cross_attention": (False, False, True), "norm_num_groups": 4})
-        config.training.update({"steps": 400, "batch_size": 16, "learning_rate": 3e-3, "ema_decay": 0.98})
+        config.training.update({"steps": 400, "batch_size": 16, "learning_rate": 3e-3, "ema_decays": (0.98,)})
         config.training.update({"checkpoint_every": 100, "validate_every": 50, "validation_clips": 64, "log_every": 20})
         config.training.preview_every = 0
         config.sampling.guidance = 1.0  # what is known by heart needs no help

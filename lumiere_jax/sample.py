@@ -60,7 +60,9 @@ def sample(
             _write(videos, batch, first, suffix, output, run.config.clip.fps, made_with)
 
 
-def load(path: str, *, init_from: str = "", text_checkpoint: str = "", tokenizer: str = "") -> Run:
+def load(
+    path: str, *, init_from: str = "", text_checkpoint: str = "", tokenizer: str = "", ema_decay: float | None = None
+) -> Run:
     """Loads a run's directory, or exported temporal layers onto their image model.
 
     Args:
@@ -68,6 +70,7 @@ def load(path: str, *, init_from: str = "", text_checkpoint: str = "", tokenizer
       init_from: of a run: where its imported U-Net lies now, if it was moved. Of a file: its image model.
       text_checkpoint: the same for the text encoder; a run that holds its own has no use for it.
       tokenizer: of a file: the SentencePiece model; default: the one beside the text encoder.
+      ema_decay: of a run: which of its averages; default: the first. A file holds one alone.
 
     Raises:
       ValueError, OSError, CheckpointError: as `load_run` and `load_temporal`.
@@ -78,9 +81,12 @@ def load(path: str, *, init_from: str = "", text_checkpoint: str = "", tokenizer
                 f"{path} holds temporal layers alone: say with --init_from=DIR which image model they belong to (its "
                 "metadata name it: the imported U-Net's directory, or the run of an image model)"
             )
+        if ema_decay is not None:
+            raise ValueError(f"ema_decay={ema_decay}: {path} holds one average alone, give none")
         return load_temporal(path, init_from=init_from, text_checkpoint=text_checkpoint, tokenizer=tokenizer)
     refers_to_text = RunDirectory(path).read_references().text_encoder is not None
-    return load_run(path, init_from=init_from or None, text_checkpoint=text_checkpoint if refers_to_text else None)
+    text_checkpoint = text_checkpoint if refers_to_text else None
+    return load_run(path, init_from=init_from or None, text_checkpoint=text_checkpoint, ema_decay=ema_decay)
 
 
 def _write(
@@ -125,6 +131,7 @@ def define_flags() -> None:
         "text_checkpoint", "", "The T5 encoder of exported layers; or where the imported one was moved to. For both."
     )
     flags.DEFINE_string("tokenizer", "", "The SentencePiece model of --text_checkpoint; default: the one beside it.")
+    flags.DEFINE_float("ema_decay", None, "Which of a run's averages, by its decay; default: the first.")
     flags.DEFINE_multi_string("prompt", [], "What to show; may be repeated.")
     flags.DEFINE_string("prompts_file", None, "A text file with one prompt per line.")
     flags.DEFINE_string("output", "samples", "Where the clips go.")
@@ -144,7 +151,7 @@ def main(_argv: list[str]) -> None:
     try:
         prompts = read_prompts(FLAGS.prompt, FLAGS.prompts_file)
         text = {"text_checkpoint": FLAGS.text_checkpoint, "tokenizer": FLAGS.tokenizer}
-        run = load(FLAGS.checkpoint, init_from=FLAGS.init_from, **text)
+        run = load(FLAGS.checkpoint, init_from=FLAGS.init_from, ema_decay=FLAGS.ema_decay, **text)
         super_resolution = None
         if FLAGS.super_resolution:
             super_resolution = load(FLAGS.super_resolution, init_from=FLAGS.super_resolution_init_from, **text)

@@ -2,19 +2,19 @@
 
 One story for every stage. The config says which: an image model (no `temporal`), or an inflated one (`temporal`, over
 the frozen image model of `init_from`); either with or without super-resolution. Started again with the same command, a
-run continues from its newest complete checkpoint, whatever stopped it.
+run continues from its newest complete checkpoint, whatever stopped it, and ends as an undisturbed one would.
+Several processes train one model where the environment says that there are several (`distributed/mesh.py`).
 """
 
 import contextlib
 import functools
+import os
 import pathlib
 import sys
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
 from absl import app, flags, logging
 from absl.flags import FLAGS
 from flax import nnx
@@ -23,25 +23,27 @@ from ml_collections import config_flags
 from lumiere_jax.checkpoints.checkpointing import CheckpointError
 from lumiere_jax.checkpoints.run_directory import Run, RunDirectory, build_unet
 from lumiere_jax.data.input_pipeline import prefetch
-from lumiere_jax.data.open_dataset import open_dataset
+from lumiere_jax.data.open_dataset import fingerprint, open_dataset
 from lumiere_jax.distributed import mesh as meshes
-from lumiere_jax.distributed import partitioning, platform
+from lumiere_jax.distributed import partitioning, platform, processes
+from lumiere_jax.distributed.preemption import Preempted, PreemptionNotice
 from lumiere_jax.models import parameter_partition
 from lumiere_jax.models.text_to_video import TextToVideo
 from lumiere_jax.pipelines.results import write_preview
 from lumiere_jax.pipelines.text_to_video import sample_videos, sampling_settings
+from lumiere_jax.train_guards import act
 from lumiere_jax.train_progress import Progress
 from lumiere_jax.train_setup import (
     batches_of,
     caption_encoder,
+    check_batches,
     check_captions,
     check_config,
     check_same_run,
-    make_objective,
-    make_optimizer,
     open_embeddings,
     prepare_inflation,
     prepare_text,
+    step_settings,
     training_batches_of,
     versions,
 )
@@ -54,14 +56,17 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Non
     Raises:
       ValueError: a config that cannot be trained, or that differs from the one that the run was started with.
       CheckpointError: a backbone or training state that is missing, half-written or of another architecture.
-      FloatingPointError: the loss or the gradient is not finite; the last good checkpoint stays.
+      FloatingPointError: the guards of `config.training` end the run; the last good checkpoint stays.
+      Preempted: it was asked to end by SIGTERM or Ctrl-C; its state is saved.
     """
     check_config(config)
     run_dir = RunDirectory(workdir)
     mesh = meshes.make_mesh(**config.mesh)
+    check_batches(config.training, mesh)
 
     # ---------------------------------------------------------------- Data, text encoder, frozen image model
-    train_set, validation_set = open_dataset(config.dataset)
+    with processes.first_process_first("data set"):
+        train_set, validation_set = open_dataset(config.dataset)
     if "temporal" in config:
         prepared = prepare_inflation(config, run_dir, mesh, train_image_model=train)
     else:
@@ -72,8 +77,9 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Non
         tokenizer.encode(list(config.sampling.preview_prompts), config.text.length)
     sampling_settings(config)
     embeddings = open_embeddings(prepared, train_set, validation_set)
-    check_same_run(run_dir.read_config(), config)
-    print(f"=== {config.name} in {run_dir.path} ===", flush=True)
+    data = {"training": fingerprint(train_set), "validation": fingerprint(validation_set)}
+    check_same_run(run_dir.read_config(), config, run_dir.read_data(), data)
+    _say(f"=== {config.name} in {run_dir.path} ===")
 
     # ---------------------------------------------------------------- Network: what is trained, what is frozen
     text_to_video = functools.partial(
@@ -83,38 +89,28 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Non
     )
     # Where the embeddings were made ahead of time, the text encoder stays in the host's memory, for previews.
     model = text_to_video(None if embeddings else text_encoder, build_unet(config, prepared.image_unet))
-    run_dir.write_config(config, versions(), prepared.references)  # only now: the network can be built
+    run_dir.write_config(config, versions(), prepared.references, data)  # only now: the network can be built
     graphdef, trained, frozen = parameter_partition.split(model)
-    frozen = _place(mesh, jax.tree.map(lambda leaf: leaf.astype(model.dtype), frozen))
-    print(f"parameters: {parameter_partition.count(trained):,} trained, {parameter_partition.count(frozen):,} frozen")
+    frozen = partitioning.place(mesh, jax.tree.map(lambda leaf: leaf.astype(model.dtype), frozen))
+    _say(f"parameters: {parameter_partition.count(trained):,} trained, {parameter_partition.count(frozen):,} frozen")
 
     # ---------------------------------------------------------------- Training state: new, or the newest checkpoint
-    objective, optimizer = make_objective(config), make_optimizer(config.training)
-    state = _place(mesh, create_state(trained, optimizer))
-    checkpoints = run_dir.checkpoints(config.training.keep_checkpoints)
+    settings, fields = step_settings(config), config.training
+    state = partitioning.place(mesh, create_state(trained, settings["optimizer"], len(fields.ema_decays)))
+    checkpoints = run_dir.checkpoints(fields.keep_checkpoints)
     if checkpoints.latest_step() is not None:
         state = TrainState(**checkpoints.restore(state._asdict())[1])
-        print(f"continuing from step {int(state.step)}")
-    first_step, last_step = int(state.step), config.training.steps
+        _say(f"continuing from step {int(state.step)}")
+    first_step, last_step = int(state.step), fields.steps
     if first_step >= last_step:
-        print(f"nothing to do: {first_step} of {last_step} steps are done")
+        _say(f"nothing to do: {first_step} of {last_step} steps are done")
         return
 
     # ---------------------------------------------------------------- Compiled steps
-    update = jax.jit(
-        functools.partial(
-            train_step,
-            graphdef=graphdef,
-            optimizer=optimizer,
-            objective=objective,
-            ema_decay=config.training.ema_decay,
-        ),
-        donate_argnums=0,
-    )
-    validate = jax.jit(functools.partial(validation_step, graphdef=graphdef, objective=objective))
+    update = jax.jit(functools.partial(train_step, graphdef=graphdef, **settings), donate_argnums=0)
+    validate = jax.jit(functools.partial(validation_step, graphdef=graphdef, objective=settings["objective"]))
 
     # ---------------------------------------------------------------- Batches: the position in the data is the step
-    fields = config.training
     encode = caption_encoder(config, tokenizer, embeddings)
     # The next batch is loaded and sent to the devices while they compute on this one.
     batches = training_batches_of(config, encode, train_set, first_step)
@@ -125,47 +121,51 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Non
     # ---------------------------------------------------------------- Loop
     def save(state: TrainState) -> None:
         step = int(state.step)
-        if "text_encoder" in state.average:
-            run_dir.write_text_encoder(step, state.average["text_encoder"])
+        if "text_encoder" in state.averages[0]:
+            run_dir.write_text_encoder(step, state.averages[0]["text_encoder"])
         checkpoints.save(step, state._asdict())
 
     def preview(state: TrainState) -> None:
-        model = nnx.merge(graphdef, state.average, frozen)
+        model = nnx.merge(graphdef, state.averages[0], frozen)
         if embeddings:
             model = text_to_video(text_encoder, model.unet)
         run = Run(config, tokenizer, model, int(state.step), run_dir.path)
         prompts = list(config.sampling.preview_prompts)
-        sheet = write_preview(run_dir.previews, run, prompts, sample_videos(run, prompts))
-        progress.image("preview", sheet, int(state.step))
+        videos = sample_videos(run, prompts)
+        if processes.is_first():
+            progress.image("preview", write_preview(run_dir.previews, run, prompts, videos), run.step)
 
-    with checkpoints, contextlib.closing(batches), Progress(run_dir.path, first_step, last_step, fields) as progress:
+    with (
+        PreemptionNotice() as notice,
+        checkpoints,
+        contextlib.closing(batches),
+        Progress(run_dir.path, first_step, last_step, fields) as progress,
+    ):
         for step in range(first_step + 1, last_step + 1):
             state, metrics = update(state, frozen, next(batches), config.seed)
-            _check_finite(metrics, step, run_dir)
+            metrics = {name: float(value) for name, value in metrics.items()}
+            act(metrics, step, fields, _say)
             progress.step(step, metrics)
             if _due(step, fields.validate_every, last_step) or step == first_step + 1:
-                progress.validation(step, validate(state.average, frozen, validation_batch))
-            if _due(step, fields.checkpoint_every, last_step):
+                progress.validation(step, validate(state.averages[0], frozen, validation_batch))
+            is_asked_to_end = notice.reached()
+            if _due(step, fields.checkpoint_every, last_step) or is_asked_to_end:
                 save(state)
             if _due(step, fields.preview_every, last_step):
                 preview(state)
+            if is_asked_to_end:
+                saved = f"{run_dir.path} is saved at step {step} of {last_step}"
+                raise Preempted(f"asked to end: {saved}. The same command continues it")
+    processes.wait_for_all("end of a stage")
 
 
-def _place(mesh: jax.sharding.Mesh, tree: Any) -> Any:
-    return jax.device_put(tree, partitioning.parameter_shardings(mesh, tree))
+def _say(line: str) -> None:
+    if processes.is_first():
+        print(line, flush=True)
 
 
 def _to_device(mesh: jax.sharding.Mesh, batch: dict) -> Batch:
     return partitioning.shard_batch(mesh, Batch(batch["video"], batch["text"]))
-
-
-def _check_finite(metrics: dict[str, jax.Array], step: int, run_dir: RunDirectory) -> None:
-    values = {name: float(value) for name, value in metrics.items()}
-    if not np.isfinite(list(values.values())).all():
-        raise FloatingPointError(
-            f"step {step}: {values} is not finite. Training stops; {run_dir.path} keeps its last good checkpoint. "
-            "Lower training.learning_rate or training.clip_gradient_norm, then start the same command again"
-        )
 
 
 def _due(step: int, every: int, last_step: int) -> bool:
@@ -184,12 +184,19 @@ def main(_argv: list[str]) -> None:
     config = FLAGS.config
     try:
         train(config, FLAGS.workdir or pathlib.Path("workdir", config.name.replace(":", "_")))
+    except Preempted as notice:
+        _say(str(notice))
     except (ValueError, OSError, CheckpointError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
+        if jax.process_count() == 1:
+            sys.exit(f"error: {error}")
+        # At once: an orderly exit would wait for processes that wait for this one.
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        os._exit(1)
 
 
 if __name__ == "__main__":
     platform.configure()
+    meshes.initialize()
     define_flags()
     flags.mark_flag_as_required("config")
     app.run(main)

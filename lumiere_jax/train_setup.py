@@ -4,13 +4,12 @@ import dataclasses
 import importlib.metadata
 import platform
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_collections
-import optax
 from flax import nnx
 
 from lumiere_jax.checkpoints.checkpointing import save_tree
@@ -28,12 +27,14 @@ from lumiere_jax.data.input_pipeline import EncodeCaption, make_batches
 from lumiere_jax.data.open_dataset import Dataset, captions_of
 from lumiere_jax.diffusion import low_resolution, noise_schedule
 from lumiere_jax.diffusion.loss import loss_weight
-from lumiere_jax.distributed import partitioning
+from lumiere_jax.distributed import partitioning, processes
 from lumiere_jax.models.unet2d import UNet2D, UNet2DConfig
+from lumiere_jax.optimizer import make_optimizer
 from lumiere_jax.text.embedding_store import EmbeddingStore, made_with
 from lumiere_jax.text.load_t5 import find_tokenizer
 from lumiere_jax.text.t5_encoder import T5Config, T5Encoder
 from lumiere_jax.text.tokenizer import Tokenizer, train_tokenizer
+from lumiere_jax.train_guards import guards_of
 from lumiere_jax.train_step import Objective
 
 # Fields in which a continued run may differ from how it was started.
@@ -42,15 +43,20 @@ _FREE_TO_CHANGE = {
     *("training.steps", "training.keep_checkpoints"),
     *("text.checkpoint", "text.tokenizer"),  # where they lie; what they are is checked by hash
     *("training.checkpoint_every", "training.log_every", "training.preview_every", "training.validate_every"),
+    *("training.on_nonfinite", "training.skip_budget"),  # what ends a run, not what a step does
     *("dataset.data_dir", "dataset.cache_bytes", "dataset.threads", "text.embeddings"),
+    "dataset.path",  # where they lie; what they are is checked by hash
 }
 
 
 def check_config(config: ml_collections.ConfigDict) -> None:
     """Raises a ValueError for values that cannot be trained, before any long work."""
-    for field in ("steps", "batch_size", "checkpoint_every", "log_every", "validation_clips"):
+    for field in ("steps", "batch_size", "accumulation_steps", "checkpoint_every", "log_every", "validation_clips"):
         if config.training[field] < 1:
             raise ValueError(f"training.{field}={config.training[field]} must be at least 1")
+    decays = config.training.ema_decays
+    if not decays or not all(0 <= decay < 1 for decay in decays):
+        raise ValueError(f"training.ema_decays={decays}: give at least one decay, each at least 0 and below 1")
     for field in ("frames", "fps", "size"):
         if not config.clip[field] > 0:
             raise ValueError(f"clip.{field}={config.clip[field]} must be positive")
@@ -70,7 +76,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
             "trained: `python -m lumiere_jax.import_weights deepfloyd_if --weights=DIR --output=IMPORTED`, then "
             "--config.init_from=IMPORTED (docs/pretrained_weights.md)"
         )
-    make_optimizer(config.training)
+    step_settings(config)  # raises for what no step can be made of
     source = "init_from" if "temporal" in config else "text.checkpoint"
     if config.text.get("embeddings") and not (config.init_from if "temporal" in config else config.text.checkpoint):
         raise ValueError(
@@ -96,11 +102,37 @@ def _check_data_fields(config: ml_collections.ConfigDict) -> None:
         )
 
 
-def check_same_run(saved: ml_collections.ConfigDict | None, config: ml_collections.ConfigDict) -> None:
-    """Raises a ValueError that lists the fields in which a run would be continued under another config."""
+def check_batches(fields: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:
+    """Raises a ValueError if a batch of `config.training` cannot be divided over the devices, part by part."""
+    for name in ("batch_size", *(("image_batch_size",) if fields.image_share else ())):
+        divisor = fields.accumulation_steps * mesh.shape["data"]
+        if fields[name] % divisor:
+            raise ValueError(
+                f"training.{name}={fields[name]} is no multiple of training.accumulation_steps="
+                f"{fields.accumulation_steps} times {mesh.shape['data']} devices along data: make it one of {divisor}"
+            )
+
+
+def check_same_run(
+    saved: ml_collections.ConfigDict | None,
+    config: ml_collections.ConfigDict,
+    saved_data: Mapping[str, str],
+    data: Mapping[str, str],
+) -> None:
+    """Raises a ValueError that lists in what a run would be continued otherwise than it was started.
+
+    Args:
+      saved: the config that the run was started with; None: it is new.
+      config: the present one.
+      saved_data: `fingerprint` of the data sets that the run was started with, by split; empty if it is not known.
+      data: of the present ones.
+    """
     if saved is None:
         return
-    before, now = _flat(saved), _flat(config)
+    before, now = (
+        _flat(fields) | {f"contents of the {split} data": f"sha256 {sha256[:12]}" for split, sha256 in contents.items()}
+        for fields, contents in ((saved, saved_data), (config, data if saved_data else {}))
+    )
     changed = [
         f"  {field}: {before.get(field, 'absent')} when it was started, {now.get(field, 'absent')} now"
         for field in sorted(before.keys() | now.keys())
@@ -143,14 +175,16 @@ def prepare_text(
       ValueError: `text.checkpoint` and `text.tokenizer` do not belong together or to the U-Net.
       CheckpointError: the encoder is another than the one that the run was started with.
     """
-    fields, is_new = config.text, run_dir.read_config() is None
+    fields, is_new = config.text, _read_by_all(run_dir) is None
     recorded = run_dir.read_references().text_encoder
     checkpoint = fields.checkpoint or (recorded.path if recorded else "")
     if not checkpoint:
         if fields.tokenizer:
             raise ValueError(f"text.tokenizer={fields.tokenizer!r} belongs to an encoder: give text.checkpoint too")
-        kept = None if is_new else run_dir.read_tokenizer()
-        tokenizer = kept or train_tokenizer(captions_of(dataset), fields.vocab_size)
+        if processes.is_first() and (is_new or run_dir.read_tokenizer() is None):
+            run_dir.write_tokenizer(train_tokenizer(captions_of(dataset), fields.vocab_size))
+        processes.wait_for_all("tokenizer")
+        tokenizer = run_dir.read_tokenizer()
         sizes = ("vocab_size", "emb_dim", "num_heads", "num_layers", "head_dim", "mlp_dim")
         text_encoder = T5Encoder(T5Config(**{size: fields[size] for size in sizes}), rngs=nnx.Rngs(config.seed + 2))
         references = References()
@@ -162,8 +196,15 @@ def prepare_text(
         check_width(checkpoint, UNet2DConfig(**config.unet).text_dim)
         text_encoder, found = load_imported_text_encoder(checkpoint, recorded, **_text_placement(config, mesh))
         references = References(text_encoder=found)
-    run_dir.write_tokenizer(tokenizer)
+        run_dir.write_tokenizer(tokenizer)
     return Prepared(config, tokenizer, text_encoder, None, references)
+
+
+def _read_by_all(run_dir: RunDirectory) -> ml_collections.ConfigDict | None:
+    """The config that a run was started with; no process writes before all have read."""
+    saved = run_dir.read_config()
+    processes.wait_for_all("config")
+    return saved
 
 
 def prepare_inflation(
@@ -180,11 +221,11 @@ def prepare_inflation(
       CheckpointError: no image model, or another one than the run was started with.
       ValueError: an imported U-Net was trained otherwise than the config's `diffusion` says, or has no text encoder.
     """
-    saved = run_dir.read_config()
+    saved = _read_by_all(run_dir)
     config = ml_collections.ConfigDict(config.to_dict())  # a copy that takes new fields
     if saved is None:
         image = _image_model(config, run_dir, mesh, train_image_model)
-        _keep(image, run_dir)
+        _keep(image, run_dir, mesh)
         tokenizer, text_encoder, unet, references = image.tokenizer, image.text_encoder, image.unet, image.references
         config.unet, text = dataclasses.asdict(unet.config), image.text
     else:
@@ -210,14 +251,16 @@ def _text_placement(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) 
     return {"dtype": jnp.dtype(config.compute_dtype), **where}
 
 
-def _keep(image: ImageModel, run_dir: RunDirectory) -> None:
+def _keep(image: ImageModel, run_dir: RunDirectory, mesh: jax.sharding.Mesh) -> None:
     """Copies what this project trained into the directory of a new run."""
     run_dir.remove_image_model()  # what an earlier start left that did not get as far as its config
+    processes.wait_for_all("image model")
     run_dir.write_tokenizer(image.tokenizer)
     if image.references.text_encoder is None:
         run_dir.write_text_encoder(0, nnx.to_pure_dict(nnx.state(image.text_encoder)))
     if image.references.unet is None:
-        save_tree(run_dir.backbone, nnx.to_pure_dict(nnx.state(image.unet)), overwrite=True)
+        unet = partitioning.place(mesh, nnx.to_pure_dict(nnx.state(image.unet)))
+        save_tree(run_dir.backbone, unet, overwrite=True)
 
 
 def _image_model(
@@ -255,26 +298,16 @@ def make_objective(config: ml_collections.ConfigDict) -> Objective:
     )
 
 
-def make_optimizer(fields: ml_collections.ConfigDict) -> optax.GradientTransformation:
-    """The optimiser of `config.training`: gradient clipping, warm-up, AdamW or Adafactor.
-
-    The paper does not give one; published fine-tunes of its model use Adafactor at a constant 1e-4.
-    """
-    rate = optax.warmup_cosine_decay_schedule(
-        0.0,
-        fields.learning_rate,
-        fields.warmup_steps,
-        max(fields.steps, fields.warmup_steps + 1),
-        end_value=fields.learning_rate * fields.final_learning_rate,
-    )
-    match fields.optimizer:
-        case "adamw":
-            update = optax.adamw(rate, b2=fields.adam_b2, weight_decay=fields.weight_decay)
-        case "adafactor":
-            update = optax.adafactor(rate, weight_decay_rate=fields.weight_decay or None)
-        case _:
-            raise ValueError(f"training.optimizer={fields.optimizer!r}: use adamw or adafactor")
-    return optax.chain(optax.clip_by_global_norm(fields.clip_gradient_norm), update)
+def step_settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """What a config says of `train_step`: its keyword arguments but for the model."""
+    fields = config.training
+    return {
+        "optimizer": make_optimizer(fields),
+        "objective": make_objective(config),
+        "ema_decays": tuple(fields.ema_decays),
+        "accumulation_steps": fields.accumulation_steps,
+        "guards": guards_of(fields),
+    }
 
 
 def versions() -> dict[str, str]:

@@ -4,6 +4,7 @@ Training, ahead-of-time compilation, benchmarks and tests all import this file.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +17,7 @@ from lumiere_jax.diffusion import loss as diffusion_loss
 from lumiere_jax.diffusion import low_resolution
 from lumiere_jax.diffusion.noise_schedule import NoiseSchedule
 from lumiere_jax.models.stunet import deflate
+from lumiere_jax.train_guards import ONLY_FINITE, Guards, Health, judge, new_health
 
 
 class Batch(NamedTuple):
@@ -29,10 +31,11 @@ class Batch(NamedTuple):
 class TrainState(NamedTuple):
     """All that changes in training; randomness and data position follow from `step`."""
 
-    step: Int[Array, ""]  # updates done
+    step: Int[Array, ""]  # batches seen
     parameters: dict  # the trained part of the model: float32 masters
-    average: dict  # exponential moving average of `parameters`: what is sampled
+    averages: tuple[dict, ...]  # exponential moving averages of `parameters`; the first is what is sampled
     optimizer: optax.OptState
+    health: Health
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,10 +49,29 @@ class Objective:
     max_noise_level: float = 0.3  # super-resolution: largest augmentation of the low-resolution video, as a time
 
 
-def create_state(parameters: dict, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first update."""
-    average = jax.tree.map(jnp.copy, parameters)
-    return TrainState(jnp.zeros((), jnp.int32), parameters, average, optimizer.init(parameters))
+class Draws(NamedTuple):
+    """What is random in the loss of a batch, drawn for all of its clips at once.
+
+    So the loss does not depend on how a batch is divided, over devices or by gradient accumulation.
+    """
+
+    times: Float[Array, " batch"]
+    noise: Float[Array, "batch frames height width 3"]
+    # Super-resolution: the augmentation of the low-resolution video, as a time, and its noise.
+    low_res_level: Float[Array, " batch"] | None = None
+    low_res_noise: Float[Array, "batch frames height width 3"] | None = None
+
+
+def create_state(parameters: dict, optimizer: optax.GradientTransformation, averages: int = 1) -> TrainState:
+    """The state before the first update.
+
+    Args:
+      parameters: the trained ones.
+      optimizer: of `train_step`.
+      averages: how many moving averages are kept: one for each of `train_step`'s `ema_decays`.
+    """
+    copies = tuple(jax.tree.map(jnp.copy, parameters) for _ in range(averages))
+    return TrainState(jnp.zeros((), jnp.int32), parameters, copies, optimizer.init(parameters), new_health())
 
 
 def train_step(
@@ -61,37 +83,82 @@ def train_step(
     graphdef: nnx.GraphDef,
     optimizer: optax.GradientTransformation,
     objective: Objective,
-    ema_decay: float,
+    ema_decays: tuple[float, ...],
+    accumulation_steps: int = 1,
+    guards: Guards = ONLY_FINITE,
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """One update of the trained parameters; the frozen ones have no gradient and no optimiser slots.
 
+    An update that `guards` find unsound is not made; the step counts all the same, so that its batch is passed over.
+
+    Args:
+      state: is used up.
+      frozen: the parameters that are not trained.
+      batch: of all devices.
+      seed: of the run.
+      graphdef: the model without parameters.
+      optimizer: also clips the gradient.
+      objective: what is minimised.
+      ema_decays: of the moving averages, one for each of `state.averages`.
+      accumulation_steps: the batch is divided into so many parts whose gradients are added up one after the other, for
+        want of memory. The update is that of the whole batch, to the rounding of a sum.
+      guards: what an unsound update is.
+
     Returns:
-      the next state, and `loss` and `gradient_norm` (before clipping) of this step.
+      the next state, and as metrics `loss`, `gradient_norm` (before clipping) and those of `train_guards.judge`.
+
+    Raises:
+      ValueError: `accumulation_steps` does not divide the batch.
     """
     key = jax.random.fold_in(jax.random.key(seed), state.step)
+    loss_key, low_res_key = jax.random.split(key)
+    time_key, noise_key = jax.random.split(loss_key)
+    times = diffusion_loss.stratified_times(time_key, batch.video.shape[0])
+    draws = _draw(times, noise_key, low_res_key, batch.video, objective)
 
-    def loss_of(parameters: dict) -> Array:
-        model = nnx.merge(graphdef, parameters, frozen)
-        loss_key, condition_key = jax.random.split(key)
-        denoiser = _denoiser(model, batch, condition_key, objective)
-        return diffusion_loss.diffusion_loss(
-            denoiser,
-            batch.video,
-            loss_key,
-            schedule=objective.schedule,
-            objective=objective.prediction,
-            weighting=objective.weighting,
-        )[0]
+    def loss_of(parameters: dict, part: tuple[Batch, Draws]) -> Array:
+        return _loss(nnx.merge(graphdef, parameters, frozen), *part, objective)
 
-    loss, gradient = jax.value_and_grad(loss_of)(state.parameters)
+    loss, gradient = _mean_gradient(loss_of, state.parameters, (batch, draws), accumulation_steps)
+    gradient_norm = optax.tree.norm(gradient)
+    health, is_sound, found = judge(state.health, loss, gradient_norm, guards)
     updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.parameters)
     parameters = optax.apply_updates(state.parameters, updates)
     step = state.step + 1
-    # While few updates are done the average forgets faster, or it would stay near the initialisation.
-    decay = jnp.minimum(ema_decay, step / (step + 10.0))
-    average = optax.incremental_update(parameters, state.average, 1.0 - decay)
-    metrics = {"loss": loss, "gradient_norm": optax.tree.norm(gradient)}
-    return TrainState(step, parameters, average, optimizer_state), metrics
+    averages = tuple(
+        # While few updates are done the average forgets faster, or it would stay near the initialisation.
+        optax.incremental_update(parameters, average, 1.0 - jnp.minimum(decay, step / (step + 10.0)))
+        for decay, average in zip(ema_decays, state.averages, strict=True)
+    )
+    updated, before = (parameters, averages, optimizer_state), state[1:4]
+    kept = jax.tree.map(lambda new, old: jnp.where(is_sound, new, old), updated, before)
+    return TrainState(step, *kept, health), {"loss": loss, "gradient_norm": gradient_norm} | found
+
+
+def _mean_gradient(
+    loss_of: Callable[[dict, Any], Array], parameters: dict, examples: Any, parts: int
+) -> tuple[Array, dict]:
+    """Loss and gradient of a mean over examples, `parts` of them one after the other."""
+    loss_and_gradient = jax.value_and_grad(loss_of)
+    if parts == 1:
+        return loss_and_gradient(parameters, examples)
+
+    def divided(array: Array) -> Array:
+        if array.shape[0] % parts:
+            raise ValueError(f"accumulation_steps={parts} does not divide a batch of {array.shape[0]} clips")
+        # Part i is every `parts`-th example from the i-th: each device has its share of every part on it already.
+        return array.reshape(-1, parts, *array.shape[1:]).swapaxes(0, 1)
+
+    def add(total: tuple[Array, dict], part: Any) -> tuple[tuple[Array, dict], None]:
+        return jax.tree.map(jnp.add, total, loss_and_gradient(parameters, part)), None
+
+    examples = jax.tree.map(divided, examples)
+    first = jax.tree.map(lambda array: array[0], examples)
+    zeros = jax.tree.map(
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(loss_and_gradient, parameters, first)
+    )
+    total, _ = jax.lax.scan(add, zeros, examples)
+    return jax.tree.map(lambda leaf: leaf / parts, total)
 
 
 def validation_step(
@@ -112,34 +179,42 @@ def validation_step(
 
 def _loss_at_fixed_noise(model: Any, batch: Batch, objective: Objective) -> Float[Array, ""]:
     clips = batch.video.shape[0]
-    noise_key, condition_key = jax.random.split(jax.random.key(0))
-    return diffusion_loss.diffusion_loss_at(
-        _denoiser(model, batch, condition_key, objective),
-        batch.video,
-        (jnp.arange(clips) + 0.5) / clips,
-        jax.random.normal(noise_key, batch.video.shape),
-        schedule=objective.schedule,
-        objective=objective.prediction,
-        weighting=objective.weighting,
-    )[0]
+    noise_key, low_res_key = jax.random.split(jax.random.key(0))
+    draws = _draw((jnp.arange(clips) + 0.5) / clips, noise_key, low_res_key, batch.video, objective)
+    return _loss(model, batch, draws, objective)
 
 
-def _denoiser(model: Any, batch: Batch, key: Array, objective: Objective) -> diffusion_loss.Denoiser:
-    """The model as a function `(x_t, t) -> prediction`, conditioned on the batch."""
+def _draw(times: Array, noise_key: Array, low_res_key: Array, video: Array, objective: Objective) -> Draws:
+    draws = Draws(times, jax.random.normal(noise_key, video.shape, jnp.promote_types(video.dtype, jnp.float32)))
+    if objective.low_res_factor is None:
+        return draws
+    level_key, noise_key = jax.random.split(low_res_key)
+    return draws._replace(
+        # Never 0: a discrete schedule has no level there.
+        low_res_level=objective.max_noise_level * (1.0 - jax.random.uniform(level_key, video.shape[:1])),
+        low_res_noise=jax.random.normal(noise_key, video.shape),
+    )
+
+
+def _loss(model: Any, batch: Batch, draws: Draws, objective: Objective) -> Float[Array, ""]:
+    """The mean loss of clips, conditioned on their text and, for super-resolution, on themselves made small."""
     text = model.embed_text(batch.text)
     low_res = noise_level = None
     if objective.low_res_factor is not None:
-        height, width = batch.video.shape[2:4]
         small = low_resolution.downsample(batch.video, objective.low_res_factor)
-        level_key, noise_key = jax.random.split(key)
-        # Never 0: a discrete schedule has no level there.
-        level = objective.max_noise_level * (1.0 - jax.random.uniform(level_key, batch.video.shape[:1]))
-        full_size = low_resolution.upsample(small, height, width)
-        noise = jax.random.normal(noise_key, full_size.shape)
-        low_res = low_resolution.augment(full_size, level, noise, objective.schedule)
-        noise_level = objective.schedule.network_time(level)
+        full_size = low_resolution.upsample(small, *batch.video.shape[2:4])
+        low_res = low_resolution.augment(full_size, draws.low_res_level, draws.low_res_noise, objective.schedule)
+        noise_level = objective.schedule.network_time(draws.low_res_level)
 
     def denoiser(x_t: Array, t: Array) -> Array:
         return model.predict(x_t, objective.schedule.network_time(t), text, low_res, noise_level)
 
-    return denoiser
+    return diffusion_loss.diffusion_loss(
+        denoiser,
+        batch.video,
+        draws.times,
+        draws.noise,
+        schedule=objective.schedule,
+        objective=objective.prediction,
+        weighting=objective.weighting,
+    )[0]

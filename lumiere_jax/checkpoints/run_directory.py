@@ -1,10 +1,10 @@
 """What one training run leaves on disk. Whatever this project trained is in it; imported weights it refers to.
 
-config.json                       the config, imported weights outside (path and SHA-256), the versions it ran with
+config.json                       the config, the data's hash, imported weights outside (path, SHA-256), versions
 tokenizer.model                   SentencePiece
 text_encoder/checkpoint_<step>/   T5X format; absent where the text encoder was imported
 backbone/                         inflated runs: the frozen image model; absent where it was imported
-checkpoints/<step>/               training state: parameters, their average, optimiser
+checkpoints/<step>/               training state: parameters, their averages, optimiser
 image_model/                      inflated runs that trained their backbone: its run directory
 previews/, events.*               what people look at
 """
@@ -14,6 +14,7 @@ import json
 import os
 import pathlib
 import shutil
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -25,6 +26,7 @@ from jaxtyping import DTypeLike
 
 from lumiere_jax.checkpoints.checkpointing import CheckpointError, CheckpointManager, load_tree, tree_hash
 from lumiere_jax.checkpoints.imported_unet import load_imported_unet, open_imported_unet
+from lumiere_jax.distributed import processes
 from lumiere_jax.models import parameter_partition
 from lumiere_jax.models.stunet import inflate
 from lumiere_jax.models.temporal import TemporalConfig
@@ -70,7 +72,7 @@ class Run:
 
 
 class RunDirectory:
-    """Paths of a run directory, and its small files."""
+    """Paths of a run directory, and its small files. In a run of several processes the first alone writes them."""
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = pathlib.Path(path)
@@ -108,23 +110,43 @@ class RunDirectory:
         """What the run ran with when it was last started."""
         return self._read_facts().get("versions", {})
 
+    def read_data(self) -> dict[str, str]:
+        """The `fingerprint` of the data sets that the run was started with, by split; empty if it is not known."""
+        return self._read_facts().get("data", {})
+
     def _read_facts(self) -> dict[str, Any]:
         file = self.path / "config.json"
         return json.loads(file.read_text()) if file.exists() else {}
 
     def write_config(
-        self, config: ml_collections.ConfigDict, versions: dict[str, str], references: References = References()
+        self,
+        config: ml_collections.ConfigDict,
+        versions: dict[str, str],
+        references: References = References(),
+        data: Mapping[str, str] | None = None,
     ) -> None:
-        """Writes `config.json`, whole or not at all."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        """Writes `config.json`, whole or not at all.
+
+        Args:
+          config: of the run.
+          versions: what it runs with.
+          references: to imported weights.
+          data: `fingerprint` of the data sets by split.
+        """
         facts = {
             "config": json.loads(config.to_json_best_effort()),
+            "data": dict(data or {}),
             "references": dataclasses.asdict(references),
             "versions": versions,
         }
-        partial = self.path / "config.json.partial"
-        partial.write_text(json.dumps(facts, indent=2) + "\n")
-        partial.replace(self.path / "config.json")
+        self._write("config.json", (json.dumps(facts, indent=2) + "\n").encode())
+
+    def _write(self, name: str, content: bytes) -> None:
+        if processes.is_first():
+            self.path.mkdir(parents=True, exist_ok=True)
+            partial = self.path / f"{name}.partial"
+            partial.write_bytes(content)
+            partial.replace(self.path / name)
 
     def read_tokenizer(self) -> Tokenizer | None:
         """The run's tokenizer; None before its first start."""
@@ -133,16 +155,15 @@ class RunDirectory:
 
     def write_tokenizer(self, tokenizer: Tokenizer) -> None:
         """Writes `tokenizer.model`, whole or not at all."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        partial = self.path / f"{TOKENIZER}.partial"
-        partial.write_bytes(tokenizer.model_bytes)
-        partial.replace(self.path / TOKENIZER)
+        self._write(TOKENIZER, tokenizer.model_bytes)
 
     def write_text_encoder(self, step: int, parameters: dict[str, Any], keep: int = 2) -> None:
         """Writes the text encoder as T5X does, for the training state of `step`; the newest `keep` stay.
 
         One that this project trained but the run does not is written once, for step 0; an imported one never.
         """
+        if not processes.is_first():
+            return
         directory = self.path / "text_encoder"
         directory.mkdir(parents=True, exist_ok=True)
         if not (directory / f"checkpoint_{step}").exists():
@@ -152,6 +173,8 @@ class RunDirectory:
 
     def remove_image_model(self) -> None:
         """Removes the run's copies of a frozen image model and text encoder."""
+        if not processes.is_first():
+            return
         for directory in (self.backbone, self.path / "text_encoder"):
             if directory.exists():
                 shutil.rmtree(directory)
@@ -340,6 +363,7 @@ def load_run(
     init_from: str | None = None,
     text_checkpoint: str | None = None,
     text_dtype: DTypeLike | None = None,
+    ema_decay: float | None = None,
     require_finished: bool = False,
 ) -> Run:
     """Loads a trained model with its averaged parameters.
@@ -349,12 +373,13 @@ def load_run(
       init_from: where the imported U-Net lies now, if it was moved since the training.
       text_checkpoint: where the imported text encoder lies now, if it was moved.
       text_dtype: of the parameters of an imported text encoder; None: the run's `compute_dtype`.
+      ema_decay: which of the run's averages: one of `training.ema_decays`; None: the first.
       require_finished: refuse a run that has not reached its config's number of steps.
 
     Raises:
       CheckpointError: no such run, none of its training states is complete, one does not fit its config, or imported
         weights are gone or others than in training.
-      ValueError: `init_from` or `text_checkpoint` for a run that holds its own.
+      ValueError: `init_from` or `text_checkpoint` for a run that holds its own, or an average that it does not have.
     """
     directory = RunDirectory(path)
     config, tokenizer = directory.read_config(), directory.read_tokenizer()
@@ -363,6 +388,10 @@ def load_run(
         raise CheckpointError(f"{path} is no run directory: it has no {missing}. Give the --workdir of a training run")
     if init_from and directory.read_references().unet is None:
         raise ValueError(f"init_from={init_from}: {path} refers to no imported U-Net, it holds its own")
+    decays = config.training.ema_decays
+    if ema_decay is not None and ema_decay not in decays:
+        raise ValueError(f"ema_decay={ema_decay}: {path} has averages of training.ema_decays={decays}, choose of these")
+    chosen = 0 if ema_decay is None else decays.index(ema_decay)
     with directory.checkpoints() as manager:
         step = manager.latest_step()
         if step is None:
@@ -378,10 +407,10 @@ def load_run(
         if "temporal" in config:
             image_unet, unet_reference = load_image_unet(directory, config, moved_to=init_from)
         graphdef, trained, frozen = parameter_partition.split(build_unet(config, image_unet))
-        _, restored = manager.restore({"average": {"unet": trained}}, step, partial=True)
+        _, restored = manager.restore({"averages": {chosen: {"unet": trained}}}, step, partial=True)
     dtype, padding_sees_tokens = jnp.dtype(config.compute_dtype), config.text.padding_sees_tokens
     text_dtype = dtype if text_dtype is None else text_dtype
     text_encoder, text_reference = load_text_encoder(directory, step, moved_to=text_checkpoint, dtype=text_dtype)
-    unet = nnx.merge(graphdef, restored["average"]["unet"], frozen)
+    unet = nnx.merge(graphdef, restored["averages"][chosen]["unet"], frozen)
     model = TextToVideo(text_encoder, unet, dtype=dtype, padding_sees_tokens=padding_sees_tokens)
     return Run(config, tokenizer, model, step, directory.path, References(unet_reference, text_reference))

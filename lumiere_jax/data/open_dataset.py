@@ -1,14 +1,18 @@
 """The data set that a config names, prepared on first use."""
 
+import hashlib
+import json
 from collections.abc import Sequence
+from typing import Any
 
 import ml_collections
+import numpy as np
 import tensorflow_datasets as tfds
 
 from lumiere_jax.data import moving_shapes, stock_videos, video_folder
 from lumiere_jax.data.clip_loader import Record, as_text
 from lumiere_jax.data.mixture import Mixture, parse_mixture
-from lumiere_jax.data.prepared_clips import open_prepared
+from lumiere_jax.data.prepared_clips import PreparedClips, open_prepared
 
 Dataset = Sequence[Record] | Mixture
 
@@ -38,7 +42,8 @@ def _open(config: ml_collections.ConfigDict, name: str, path: str) -> tuple[Sequ
     data_dir = config.data_dir or tfds.core.constants.DATA_DIR
     match name:
         case "moving_shapes":
-            return _splits(moving_shapes.prepare(data_dir, path))
+            builder = moving_shapes.prepare(data_dir, path)
+            return builder.as_data_source(split="train"), builder.as_data_source(split=_validation_split(builder))
         case "video_folder":
             if not path:
                 raise ValueError("dataset.path is empty: give the folder of videos, --config.dataset.path=DIR")
@@ -51,7 +56,7 @@ def _open(config: ml_collections.ConfigDict, name: str, path: str) -> tuple[Sequ
                 captions=config.captions or None,
                 default_caption=config.default_caption or None,
             )
-            return _splits(builder)
+            return (PreparedClips(builder, "train"),) * 2
         case "tfds":
             return stock_videos.open_stock_videos(path, data_dir)
         case "prepared":
@@ -60,20 +65,44 @@ def _open(config: ml_collections.ConfigDict, name: str, path: str) -> tuple[Sequ
             builder = open_prepared(path)
             if "train" not in builder.info.splits:
                 raise ValueError(f"dataset.path={path} has no split train, only {sorted(builder.info.splits)}")
-            return _splits(builder)
+            return PreparedClips(builder, "train"), PreparedClips(builder, _validation_split(builder))
         case _:
             raise ValueError(f"dataset.name={name!r}: use moving_shapes, prepared, video_folder, tfds or mixture")
 
 
-def _splits(builder: tfds.core.DatasetBuilder) -> tuple[Sequence[Record], Sequence[Record]]:
-    validation = "validation" if "validation" in builder.info.splits else "train"
-    return builder.as_data_source(split="train"), builder.as_data_source(split=validation)
+def _validation_split(builder: tfds.core.DatasetBuilder) -> str:
+    return "validation" if "validation" in builder.info.splits else "train"
 
 
 def captions_of(dataset: Dataset) -> list[str]:
     """The captions that records of the data set have, without reading a record where they are known ahead."""
     if isinstance(dataset, Mixture):
         return [caption for records in dataset.sources for caption in captions_of(records)]
-    if isinstance(dataset, stock_videos.StockVideos):
+    if isinstance(dataset, stock_videos.StockVideos | PreparedClips):
         return dataset.captions
     return [as_text(record["caption"]) for record in dataset]
+
+
+def fingerprint(dataset: Dataset) -> str:
+    """SHA-256 (hex) of what a data set holds, as far as it is read at the start of a run.
+
+    That is all captions in their order, the first and the last record; of a mixture also the
+    weights. Other data, or the same in another order, are found out; a clip in the middle that was exchanged is not.
+    """
+    if isinstance(dataset, Mixture):
+        parts = [fingerprint(records) for records in dataset.sources]
+        return hashlib.sha256(json.dumps([parts, *map(float, dataset.weights)]).encode()).hexdigest()
+    facts = [
+        captions_of(dataset),
+        *({name: _plain(field) for name, field in dataset[i].items()} for i in (0, len(dataset) - 1)),
+    ]
+    return hashlib.sha256(json.dumps([len(dataset), facts], sort_keys=True).encode()).hexdigest()
+
+
+def _plain(field: Any) -> Any:
+    """A field of a record as JSON has it; pictures and clips by their hash."""
+    if isinstance(field, bytes):
+        return hashlib.sha256(field).hexdigest()
+    if isinstance(field, list | tuple):
+        return [_plain(item) for item in field]
+    return field.tolist() if isinstance(field, np.ndarray | np.generic) else field

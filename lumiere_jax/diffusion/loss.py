@@ -1,4 +1,4 @@
-"""The training objective: mean squared error of the network's prediction at a random noise level."""
+"""The training objective: mean squared error of the network's prediction at some noise level."""
 
 import jax
 import jax.numpy as jnp
@@ -11,40 +11,6 @@ from lumiere_jax.diffusion.prediction import Denoiser, check_prediction, per_exa
 def diffusion_loss(
     denoiser: Denoiser,
     x0: Float[Array, "batch frames height width channels"],
-    key: PRNGKeyArray,
-    *,
-    schedule: NoiseSchedule,
-    objective: str = "epsilon",
-    weighting: str = "uniform",
-) -> tuple[Float[Array, ""], Float[Array, " batch"], Float[Array, " batch"]]:
-    """Noises every clip at one random level, the same for all of its frames, and scores the prediction.
-
-    Args:
-      denoiser: `(x_t, t [batch]) -> prediction` of x_t's shape.
-      x0: clean clips in [-1, 1].
-      key: draws the times and the noise.
-      schedule: relates t to alpha and sigma.
-      objective: what the denoiser predicts: "epsilon", "x0" or "v" (not from the paper).
-      weighting: "uniform", "min_snr" or "truncated_snr", see `loss_weight` (not from the paper).
-
-    Returns:
-      the loss (the mean over clips), the loss of each clip, and each clip's time.
-
-    Raises:
-      ValueError: if objective or weighting is unknown, or if the prediction has not x0's shape.
-    """
-    time_key, noise_key = jax.random.split(key)
-    t = stratified_times(time_key, x0.shape[0])
-    epsilon = jax.random.normal(noise_key, x0.shape, jnp.promote_types(x0.dtype, jnp.float32))
-    loss, per_clip = diffusion_loss_at(
-        denoiser, x0, t, epsilon, schedule=schedule, objective=objective, weighting=weighting
-    )
-    return loss, per_clip, t
-
-
-def diffusion_loss_at(
-    denoiser: Denoiser,
-    x0: Float[Array, "batch frames height width channels"],
     t: Float[Array, " batch"],
     epsilon: Float[Array, "batch frames height width channels"],
     *,
@@ -52,10 +18,25 @@ def diffusion_loss_at(
     objective: str = "epsilon",
     weighting: str = "uniform",
 ) -> tuple[Float[Array, ""], Float[Array, " batch"]]:
-    """`diffusion_loss` at given times and with given noise: deterministic, for validation at fixed noise levels.
+    """Noises every clip at one level, the same for all of its frames, and scores the prediction.
+
+    Times and noise are given, so that training draws them for a whole batch however it is divided, and validation
+    always takes the same.
+
+    Args:
+      denoiser: `(x_t, t [batch]) -> prediction` of x_t's shape.
+      x0: clean clips in [-1, 1].
+      t: each clip's time, in (0, 1].
+      epsilon: standard normal noise.
+      schedule: relates t to alpha and sigma.
+      objective: what the denoiser predicts: "epsilon", "x0" or "v" (not from the paper).
+      weighting: "uniform", "min_snr" or "truncated_snr", see `loss_weight` (not from the paper).
 
     Returns:
       the loss (the mean over clips) and the loss of each clip, at least float32.
+
+    Raises:
+      ValueError: if objective or weighting is unknown, or if the prediction has not x0's shape.
     """
     dtype = jnp.promote_types(x0.dtype, jnp.float32)
     x0, epsilon = x0.astype(dtype), epsilon.astype(dtype)

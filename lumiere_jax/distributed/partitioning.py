@@ -71,3 +71,14 @@ def _shard_leaf(mesh: Mesh, name: str, leaf: Any) -> jax.Array:
 def parameter_shardings(mesh: Mesh, state: Any) -> Any:
     """A tree like `state` (arrays or `jax.ShapeDtypeStruct`) with each leaf's sharding: replicated."""
     return jax.tree.map(lambda _: replicated(mesh), state)
+
+
+def place(mesh: Mesh, state: Any) -> Any:
+    """Parameters or training state on the devices of all processes; each process gives the same values."""
+
+    def movable(leaf: Any) -> Any:
+        # Several processes take what lies on a device of one of them by way of its host.
+        is_local = isinstance(leaf, jax.Array) and leaf.is_fully_addressable
+        return np.asarray(leaf) if is_local and jax.process_count() > 1 else leaf
+
+    return jax.device_put(jax.tree.map(movable, state), parameter_shardings(mesh, state))

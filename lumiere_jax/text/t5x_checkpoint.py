@@ -140,7 +140,7 @@ def write_t5x_checkpoint(directory: str | os.PathLike[str], step: int, parameter
     """
     leaves = traverse_util.flatten_dict(parameters, sep=".")
     for name, leaf in leaves.items():
-        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
             raise ValueError(f"parameter {name} is spread over several processes: gather it before writing")
     if step < 0 or not leaves:
         raise ValueError(f"step={step} must be at least 0, and parameters (now {len(leaves)}) not empty")

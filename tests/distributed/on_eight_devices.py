@@ -16,7 +16,7 @@ from lumiere_jax.diffusion.noise_schedule import CosineSchedule
 from lumiere_jax.diffusion.prediction import x0_denoiser
 from lumiere_jax.diffusion.samplers import sample
 from lumiere_jax.distributed.mesh import make_mesh
-from lumiere_jax.distributed.partitioning import batch_sharding, parameter_shardings, replicated, shard_batch
+from lumiere_jax.distributed.partitioning import batch_sharding, parameter_shardings, place, replicated, shard_batch
 from lumiere_jax.models import parameter_partition
 from lumiere_jax.models.text_to_video import TextToVideo
 from lumiere_jax.train_step import Batch, Objective, create_state, train_step
@@ -131,17 +131,13 @@ def clips():
     return Batch(video, rng.normal(size=(8, 3, 8)).astype(np.float32))
 
 
-def spread(mesh, tree):
-    return jax.device_put(tree, parameter_shardings(mesh, tree))
-
-
 OPTIMIZER = optax.sgd(1.0, momentum=0.9)  # its state after one step is the gradient
 
 
 @functools.cache
 def compiled_step():
     objective = Objective(SCHEDULE)
-    fixed = {"graphdef": stunet()[0], "optimizer": OPTIMIZER, "objective": objective, "ema_decay": 0.9}
+    fixed = {"graphdef": stunet()[0], "optimizer": OPTIMIZER, "objective": objective, "ema_decays": (0.9,)}
     return jax.jit(functools.partial(train_step, **fixed))
 
 
@@ -181,8 +177,8 @@ def test_a_training_step_does_not_depend_on_the_mesh(data, rows):
     mesh = make_mesh(data, rows)
     _, trained, frozen = stunet()
     expected, expected_metrics, _ = on_one_device()
-    state = spread(mesh, create_state(trained, OPTIMIZER))
-    state, metrics = compiled_step()(state, spread(mesh, frozen), shard_batch(mesh, clips()), 0)
+    state = place(mesh, create_state(trained, OPTIMIZER))
+    state, metrics = compiled_step()(state, place(mesh, frozen), shard_batch(mesh, clips()), 0)
     assert_same(metrics, expected_metrics)
     assert_same(state, expected)
 
@@ -191,6 +187,6 @@ def test_sampling_does_not_depend_on_the_mesh():
     mesh = make_mesh(data=2, rows=4)
     _, trained, frozen = stunet()
     batch = shard_batch(mesh, clips())
-    out = compiled_sampling()(spread(mesh, trained), spread(mesh, frozen), batch.video, batch.text)
+    out = compiled_sampling()(place(mesh, trained), place(mesh, frozen), batch.video, batch.text)
     assert np.isfinite(out).all()
     assert_same(out, on_one_device()[2])
