@@ -200,7 +200,8 @@ def bands(recorded: Mapping[str, Any]) -> dict[str, Band]:
 def check_fields(stage: str, config: ml_collections.ConfigDict, recorded: Mapping[str, Any]) -> None:
     """Raises a ValueError that lists where a stage's config is not the one that the band was recorded with."""
     now, then = recipe_fields(config), recorded["fields"][stage]
-    # A run's own config also has what it took over from its image model: those fields the recipe does not have.
+    # Further fields are allowed: a run also has what it took over from its image model, and a field that is added to
+    # the configs starts with a value that changes nothing.
     changed = [
         f"  {name}: {then[name]!r} in the record, {now.get(name)!r} here"
         for name in then
