@@ -42,7 +42,7 @@ BAND = DOCS / "overfit_band.json"
 PICTURES = DOCS / "pictures"
 MARGIN = 1.4  # by which the seeds' range is widened; chosen so that docs/overfit.md's correct runs are inside
 STAGES = ("image_model", "stunet")
-Losses = dict[int, float]  # validation loss by step
+Losses = dict[int, float]  # by step: what `compared_loss` makes of the validation losses
 
 # Fields of the recipe in which a run may differ from the recorded ones: they say where and how it runs, not what.
 _FREE = {
@@ -156,14 +156,19 @@ def directories(workdir: pathlib.Path) -> dict[str, pathlib.Path]:
 
 
 def validation_losses(directory: pathlib.Path) -> Losses:
-    """The validation losses that a run wrote for TensorBoard; of what was measured twice the later one counts."""
-    return {
-        event.step: value.simple_value
-        for file in sorted(directory.glob("events.out.tfevents.*"))
-        for event in _events(file.read_bytes())
-        for value in event.summary.value
-        if value.tag == "validation/loss"
-    }
+    """What is compared of a run, from what it wrote for TensorBoard; of what was measured twice the later one counts."""
+    measured: dict[int, dict[str, float]] = {}
+    for file in sorted(directory.glob("events.out.tfevents.*")):
+        for event in _events(file.read_bytes()):
+            for value in event.summary.value:
+                if value.tag.startswith("validation/"):
+                    measured.setdefault(event.step, {})[value.tag.removeprefix("validation/")] = value.simple_value
+    return {step: compared_loss(losses) for step, losses in measured.items()}
+
+
+def compared_loss(losses: Mapping[str, float]) -> float:
+    """The loss; of an inflated model the share of its image model's, by which the luck of that one cancels out."""
+    return losses["loss"] / losses.get("image_model_loss", 1.0)
 
 
 def _events(content: bytes) -> Iterator[event_pb2.Event]:

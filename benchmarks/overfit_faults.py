@@ -21,7 +21,7 @@ import numpy as np
 from absl import app, flags, logging
 from absl.flags import FLAGS
 
-from benchmarks.overfit import Band, Measurement, bands, compare, read_recorded, recipe
+from benchmarks.overfit import Band, Measurement, bands, compare, compared_loss, read_recorded, recipe
 from lumiere_jax.data.clip_loader import ClipLoader
 from lumiere_jax.diffusion import loss as diffusion_loss
 from lumiere_jax.diffusion.noise_schedule import CosineSchedule
@@ -157,7 +157,9 @@ def _watch(stage: str, band: Band, measured: list[Measurement]) -> Iterator[None
             return
         at = band.steps.index(step)
         one = Band((step,), (band.lower[at],), (band.upper[at],))
-        measured.extend(compare(stage, {step: float(losses["loss"])}, one))
+        measured.extend(
+            compare(stage, {step: compared_loss({name: float(loss) for name, loss in losses.items()})}, one)
+        )
         if measured[-1].verdict != "inside":
             raise _LeftTheBand
 
