@@ -83,18 +83,19 @@ def test_each_recorded_seed_is_inside_the_band_of_the_others(recorded, stage):
     runs = recorded["losses"][stage]
     assert len(runs) >= 3
     for seed, losses in runs.items():
-        band = overfit.band_of(other for name, other in runs.items() if name != seed)
+        others = [other for name, other in runs.items() if name != seed]
+        band = overfit.band_of(others, overfit.MARGINS[stage])
         assert {one.verdict for one in overfit.compare(stage, losses, band)} == {"inside"}
 
 
-@pytest.mark.parametrize("stage", overfit.STAGES)
-def test_a_model_that_does_not_learn_is_found_at_once(recorded, stage):
-    runs = recorded["losses"][stage]
-    band = overfit.band_of(runs.values())
+@pytest.mark.parametrize(("stage", "at_the_latest"), [("image_model", 50), ("stunet", 150)])
+def test_a_model_that_does_not_learn_is_found(recorded, stage, at_the_latest):
+    band = overfit.bands(recorded)[stage]
     # Learning rate 0, everything frozen, an average that stays: the first loss for ever.
-    still = dict.fromkeys(band.steps, runs["0"][band.steps[0]])
+    still = dict.fromkeys(band.steps, recorded["losses"][stage]["0"][band.steps[0]])
     outside = overfit.first_outside(overfit.compare(stage, still, band))
-    assert (outside.verdict, outside.step) == ("above", band.steps[1])
+    assert outside.verdict == "above"
+    assert outside.step <= at_the_latest
 
 
 @pytest.mark.parametrize("stage", overfit.STAGES)
