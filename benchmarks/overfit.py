@@ -6,8 +6,8 @@
 
 The first says of each measured step whether its validation loss is inside the band, draws the run's curve over it
 (DIR/overfit.png), and ends with an error where the curve left the band. The band is the range over the recorded seeds,
-widened by `MARGINS` to both sides. The second trains the recipe with several seeds and writes a new band; do it whenever
-the recipe changes.
+widened by `MARGINS` to both sides. The second trains the recipe with several seeds and writes a new band into docs/: do
+it whenever the recipe changes.
 """
 
 import dataclasses
@@ -43,6 +43,7 @@ PICTURES = DOCS / "pictures"
 STAGES = ("image_model", "stunet")
 # Factor by which the seeds' range is widened to both sides (docs/overfit.md).
 MARGINS = {"image_model": 1.3, "stunet": 1.1}
+_LABELS = {"image_model": "validation loss", "stunet": "validation loss / its image model's"}
 Losses = dict[int, float]  # by step: what `compared_loss` makes of the validation losses
 
 # Fields of the recipe in which a run may differ from the recorded ones: they say where and how it runs, not what.
@@ -263,7 +264,7 @@ def draw(stages: Mapping[str, Band], curves: Mapping[str, Mapping[str, Losses]])
         for label, losses in curves.get(stage, {}).items():
             steps = sorted(losses)
             axis.plot(steps, [losses[step] for step in steps], label=label, marker=".")
-        axis.set(title=stage.replace("_", " "), xlabel="training step", ylabel="validation loss", yscale="log")
+        axis.set(title=stage.replace("_", " "), xlabel="training step", ylabel=_LABELS[stage], yscale="log")
         axis.legend(fontsize=7)
     return figure
 

@@ -28,8 +28,9 @@ def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
 
     `demo`: 16 frames of 32x32 pixels at 8 fps. `small`: 80 frames of 128x128 pixels at 16 fps over an image model
     that one accelerator trains; it has not been trained yet. `if_m`, `if_l`, `if_xl`: the same clip over imported
-    weights of DeepFloyd IF. `if_tiny`: their rehearsal on a laptop. `test`: too small to learn anything.
-    docs/model_sizes.md has the size of each.
+    weights of DeepFloyd IF. `if_tiny`: their rehearsal on a laptop. `overfit`: learns eight clips of 16x16 pixels by
+    heart, to see that a set-up learns (docs/overfit.md). `test`: too small to learn anything. docs/model_sizes.md has
+    the size of each.
     """
     if variant not in VARIANTS:
         raise ValueError(f"configs/stunet.py has no variant {variant!r}: use {', '.join(VARIANTS)}")
