@@ -11,6 +11,7 @@ already (`--image_model`). Prints for each at which step it was found. The resul
 import contextlib
 import dataclasses
 import pathlib
+import sys
 import unittest.mock
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -26,6 +27,7 @@ from lumiere_jax.data.clip_loader import ClipLoader
 from lumiere_jax.diffusion import loss as diffusion_loss
 from lumiere_jax.diffusion.noise_schedule import CosineSchedule
 from lumiere_jax.distributed import platform
+from lumiere_jax.pipelines.results import file_name
 from lumiere_jax.text.tokenizer import Tokenizer
 from lumiere_jax.train import train
 from lumiere_jax.train_progress import Progress
@@ -94,12 +96,14 @@ def _noise_level_untold() -> contextlib.AbstractContextManager:
 
 
 FAULTS: dict[str, Fault] = {
+    "none (image model)": Fault("image_model"),  # these two must not be found
+    "none (temporal layers)": Fault("stunet"),
     "nothing is trained (learning rate 0)": Fault("image_model", _learning_rate(0.0)),
     "learning rate 10 times smaller": Fault("image_model", _learning_rate(0.1)),
     "learning rate 10 times larger": Fault("image_model", _learning_rate(10.0)),
     "captions always dropped": Fault("image_model", lambda config: config.text.update(dropout=1.0)),
     "captions of other clips": Fault("image_model", patches=_captions_of_others),
-    "the target is the noise, not the clip": Fault("image_model", patches=_target_is_noise),
+    "the target is the noise": Fault("image_model", patches=_target_is_noise),
     "the average of the parameters is never updated": Fault("image_model", patches=_average_stays),
     "no noise is added": Fault("image_model", patches=_no_noise),
     "the network is not told the noise level": Fault("image_model", patches=_noise_level_untold),
@@ -186,15 +190,21 @@ def define_flags() -> None:
 def main(_argv: list[str]) -> None:
     """Entry point."""
     logging.set_verbosity(logging.WARNING)
+    unknown = set(FLAGS.only) - FAULTS.keys()
+    if unknown:
+        sys.exit(f"error: --only={','.join(unknown)}: no such fault, only\n  " + "\n  ".join(FAULTS))
+    workdir = pathlib.Path(FLAGS.workdir)
+    if workdir.exists():
+        sys.exit(f"error: --workdir={workdir} is there already, and a run in it would be continued: give a new one")
     stages, found = bands(read_recorded()), {}
-    for number, (name, fault) in enumerate(FAULTS.items()):
-        if FLAGS.only and name not in FLAGS.only:
-            continue
+    for name in FLAGS.only or FAULTS:
+        fault = FAULTS[name]
         config = recipe(FLAGS.seed, FLAGS.data_dir)
         config.init_from = FLAGS.image_model if fault.stage == "stunet" else ""
         # Pictures of a broken run are of no use here.
         config.training.preview_every = config.image_model.training.preview_every = 0
-        found[name] = describe(find(fault, stages, config, pathlib.Path(FLAGS.workdir, f"fault_{number}")))
+        directory = workdir / file_name(list(FAULTS).index(name), name)
+        found[name] = describe(find(fault, stages, config, directory))
         print(f"{name}: {found[name]}", flush=True)
     print("\n| fault | |\n|---|---|")
     for name, text in found.items():
