@@ -13,6 +13,7 @@ it whenever the recipe changes.
 import dataclasses
 import hashlib
 import json
+import math
 import pathlib
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,7 +27,6 @@ from absl import app, flags, logging
 from absl.flags import FLAGS
 from flax.traverse_util import flatten_dict
 from matplotlib.figure import Figure
-from tensorboardX.proto import event_pb2
 
 from benchmarks import initialization
 from configs import stunet
@@ -158,30 +158,23 @@ def directories(workdir: pathlib.Path) -> dict[str, pathlib.Path]:
 
 
 def validation_losses(directory: pathlib.Path) -> Losses:
-    """What is compared of a run, as it wrote it for TensorBoard; of what was measured twice the later one counts."""
-    measured: dict[int, dict[str, float]] = {}
-    for file in sorted(directory.glob("events.out.tfevents.*")):
-        for event in _events(file.read_bytes()):
-            for value in event.summary.value:
-                if value.tag.startswith("validation/"):
-                    measured.setdefault(event.step, {})[value.tag.removeprefix("validation/")] = value.simple_value
-    return {step: compared_loss(losses) for step, losses in measured.items()}
+    """What is compared of a run, from its `metrics.jsonl` (`lumiere_jax.train_history`), also of one under way."""
+    file = directory / "metrics.jsonl"
+    *lines, _torn = (file.read_text() if file.exists() else "").split("\n")
+    losses = {}
+    for record in map(json.loads, lines):
+        # What is not finite is null there.
+        finite = {name: math.nan if value is None else value for name, value in record.items()}
+        prefix = "validation/"
+        measured = {name.removeprefix(prefix): value for name, value in finite.items() if name.startswith(prefix)}
+        if measured:
+            losses[record["step"]] = compared_loss(measured)
+    return losses
 
 
 def compared_loss(losses: Mapping[str, float]) -> float:
     """The loss; of an inflated model the share of its image model's, by which the luck of that one cancels out."""
     return losses["loss"] / losses.get("image_model_loss", 1.0)
-
-
-def _events(content: bytes) -> Iterator[event_pb2.Event]:
-    """The records of an event file: 8 bytes of length, 4 of its checksum, the message, 4 of its checksum."""
-    position = 0
-    while position + 12 <= len(content):
-        end = position + 12 + int.from_bytes(content[position : position + 8], "little")
-        if end + 4 > len(content):
-            return  # half written: the run goes on
-        yield event_pb2.Event.FromString(content[position + 12 : end])
-        position = end + 4
 
 
 def read_recorded(path: pathlib.Path = BAND) -> dict[str, Any]:
