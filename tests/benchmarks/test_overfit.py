@@ -13,7 +13,7 @@ from lumiere_jax.checkpoints.run_directory import RunDirectory
 from lumiere_jax.data import moving_shapes
 from lumiere_jax.data.clip_loader import ClipLoader
 from lumiere_jax.data.open_dataset import open_dataset
-from lumiere_jax.train_progress import Progress
+from lumiere_jax.train_history import History
 
 
 @pytest.fixture(scope="module")
@@ -131,23 +131,29 @@ def _write_run(workdir, recorded, reached):
     for stage, directory in overfit.directories(workdir).items():
         if stage in reached:
             RunDirectory(directory).write_config(configs[stage], {})
-            _write_losses(directory, configs[stage], recorded["losses"][stage]["0"], reached[stage])
+            _write_losses(directory, recorded["losses"][stage]["0"], reached[stage])
 
 
-def _write_losses(directory, config, losses, reached):
-    with Progress(directory, 0, config.training.steps, config.training) as progress:
-        for step, loss in losses.items():
-            if step <= reached:
-                progress.validation(step, {"loss": np.float32(loss), "image_model_loss": np.float32(1.0)})
+def _write_losses(directory, losses, reached):
+    history = History(directory, 0)
+    for step, loss in losses.items():
+        if step <= reached:
+            history.append(step, {"train/loss": 9.0})
+            history.append(step, {"validation/loss": 0.5 * loss, "validation/image_model_loss": 0.5})
 
 
 def test_losses_are_read_as_they_were_written(tmp_path):
     losses = {1: 0.5, 50: 0.25, 100: float("nan")}
-    config = stunet.get_config("overfit")
-    _write_losses(tmp_path, config, losses, 100)
+    _write_losses(tmp_path, losses, 100)
     found = overfit.validation_losses(tmp_path)
     assert list(found) == [1, 50, 100]
-    np.testing.assert_allclose(list(found.values()), list(losses.values()), rtol=1e-6)
+    np.testing.assert_allclose(list(found.values()), list(losses.values()))
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 150, "validation/lo')  # the run is writing
+    assert list(overfit.validation_losses(tmp_path)) == [1, 50, 100]
+    History(tmp_path, 100).append(150, {"validation/loss": 0.125})  # an image model: no loss of another
+    assert overfit.validation_losses(tmp_path)[150] == 0.125
+    assert overfit.validation_losses(tmp_path / "none") == {}
 
 
 def test_check_of_a_finished_run(recorded, tmp_path):
