@@ -196,15 +196,14 @@ def test_a_fault_is_found_and_ends_the_training(tmp_path):
     config = stunet.get_config("test")
     config.dataset.data_dir = str(tmp_path / "data")
     config.image_model.training.preview_every = 0
-    unreachable, wide = Band((1, 2), (0.0, 0.0), (0.0, 0.0)), Band((1, 2), (0.0, 0.0), (9.0, 9.0))
+    # Step 1 passes, step 2 cannot.
+    band = Band((1, 2, 4), (0.0, 0.0, 0.0), (9.0, 0.0, 9.0))
     frozen = overfit_faults.FAULTS["nothing is trained (learning rate 0)"]
-    measured = overfit_faults.find(frozen, {"image_model": unreachable}, config, tmp_path / "found")
-    assert [(one.step, one.verdict) for one in measured] == [(1, "above")]
-    assert overfit_faults.describe(measured).startswith("above, image model, step 1")
-    measured = overfit_faults.find(frozen, {"image_model": wide}, config, tmp_path / "not_found")
-    assert [(one.step, one.verdict) for one in measured] == [(1, "inside"), (2, "inside")]
+    measured = overfit_faults.find(frozen, {"image_model": band}, config, tmp_path / "run")
+    assert [(one.step, one.verdict) for one in measured] == [(1, "inside"), (2, "above")]
     assert measured[0].loss == pytest.approx(measured[1].loss, rel=1e-6)  # learning rate 0: nothing moved
-    assert overfit_faults.describe(measured).startswith("not found")
+    assert overfit_faults.describe(measured).startswith("above, image model, step 2")
+    assert overfit_faults.describe(measured[:1]).startswith("not found")
 
 
 def test_faults_of_the_data_are_planted_and_removed(tmp_path):
