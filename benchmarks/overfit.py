@@ -43,6 +43,8 @@ PICTURES = DOCS / "pictures"
 STAGES = ("image_model", "stunet")
 # Factor by which the seeds' range is widened to both sides (docs/overfit.md).
 MARGINS = {"image_model": 1.4, "stunet": 1.15}
+# Measurements before this step are not judged: they say how well untrained resamplers happen to suit an image model.
+FIRST_JUDGED = {"image_model": 1, "stunet": 200}
 _LABELS = {"image_model": "validation loss", "stunet": "validation loss / its image model's"}
 Losses = dict[int, float]  # by step: what `compared_loss` makes of the validation losses
 
@@ -115,15 +117,14 @@ def compare(stage: str, losses: Losses, band: Band) -> list[Measurement]:
     """A run's losses beside the band, as far as the run has come.
 
     Raises:
-      ValueError: the run measured nothing, or not at one of the band's steps.
+      ValueError: the run did not measure at one of the band's steps.
     """
     reached = max(losses, default=0)
     steps = [step for step in band.steps if step <= reached]
     missing = [step for step in steps if step not in losses]
-    if missing or not steps:
+    if missing:
         raise ValueError(
-            f"{stage} has no validation loss at step {missing[0] if missing else band.steps[0]}: leave "
-            "training.validate_every as the recipe has it, and let the run come so far"
+            f"{stage} has no validation loss at step {missing[0]}: leave training.validate_every as the recipe has it"
         )
     rows = zip(band.steps, band.lower, band.upper, strict=True)
     return [Measurement(stage, step, losses[step], low, high) for step, low, high in rows if step in steps]
@@ -194,7 +195,13 @@ def fingerprint(recorded: Mapping[str, Any]) -> str:
 
 def bands(recorded: Mapping[str, Any]) -> dict[str, Band]:
     """The band of each stage."""
-    return {stage: band_of(runs.values(), MARGINS[stage]) for stage, runs in recorded["losses"].items()}
+    return {stage: stage_band(stage, runs.values()) for stage, runs in recorded["losses"].items()}
+
+
+def stage_band(stage: str, curves: Iterable[Losses]) -> Band:
+    """The band of one stage, with its margin, over the steps that are judged."""
+    judged = [{step: loss for step, loss in curve.items() if step >= FIRST_JUDGED[stage]} for curve in curves]
+    return band_of(judged, MARGINS[stage])
 
 
 def check_fields(stage: str, config: ml_collections.ConfigDict, recorded: Mapping[str, Any]) -> None:
