@@ -20,7 +20,7 @@ import ml_collections
 
 from configs import deepfloyd_if, text_to_image
 
-VARIANTS = ("demo", "small", "test", *deepfloyd_if.STAGE_1)
+VARIANTS = ("demo", "small", "overfit", "test", *deepfloyd_if.STAGE_1)
 
 
 def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
@@ -28,8 +28,9 @@ def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
 
     `demo`: 16 frames of 32x32 pixels at 8 fps. `small`: 80 frames of 128x128 pixels at 16 fps over an image model
     that one accelerator trains; it has not been trained yet. `if_m`, `if_l`, `if_xl`: the same clip over imported
-    weights of DeepFloyd IF. `if_tiny`: their rehearsal on a laptop. `test`: too small to learn anything.
-    docs/model_sizes.md has the size of each.
+    weights of DeepFloyd IF. `if_tiny`: their rehearsal on a laptop. `overfit`: learns eight clips of 16x16 pixels by
+    heart, to see that a set-up learns (docs/overfit.md). `test`: too small to learn anything. docs/model_sizes.md has
+    the size of each.
     """
     if variant not in VARIANTS:
         raise ValueError(f"configs/stunet.py has no variant {variant!r}: use {', '.join(VARIANTS)}")
@@ -82,6 +83,11 @@ def inflated(image: ml_collections.ConfigDict, variant: str) -> ml_collections.C
         config.temporal.update({"norm_groups": 16, "attention_head_dim": 64})
         config.training.update({"steps": 100_000, "batch_size": 8, "learning_rate": 1e-4, "log_every": 50})
         config.training.update({"checkpoint_every": 1000, "validate_every": 1000, "preview_every": 5000})
+    if variant == "overfit":
+        config.clip.update({"frames": 8, "fps": 4.0, "size": 16})
+        config.temporal.strides = (2, 2)
+        config.training.update({"steps": 400, "batch_size": 4, "learning_rate": 3e-3, "validation_clips": 16})
+        config.training.update({"checkpoint_every": 100, "validate_every": 50, "preview_every": 400})
     if variant == "test":
         config.clip.update({"frames": 4, "size": 16})
         config.temporal.strides = (2,)

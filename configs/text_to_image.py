@@ -10,14 +10,27 @@ Nothing in this file is from the paper, which inflates a text-to-image model tha
 
 import ml_collections
 
-VARIANTS = ("demo", "small", "test")
+VARIANTS = ("demo", "small", "overfit", "test")
+
+
+# The captions of moving_shapes/eight_clips.
+EIGHT_CLIPS = (
+    "a large cyan triangle gets bigger",
+    "a little yellow star drifts towards the lower right on a background that fades from light to dark",
+    "a medium-sized green square spins",
+    "a medium-sized blue circle moves right",
+    "a medium-sized cyan ball bounces",
+    "a big yellow circle circling around the center",
+    "a large cyan square gets smaller on a background that fades from light to dark",
+    "a little yellow ball bounces on the floor",
+)
 
 
 def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
     """Builds the config of a variant.
 
     `demo`: 32x32 pixels in minutes on a laptop. `small`: 128x128 pixels, for one accelerator; it has not been trained
-    yet. `test`: too small to learn anything.
+    yet. `overfit`: learns eight clips of 16x16 pixels by heart (docs/overfit.md). `test`: too small to learn anything.
     """
     if variant not in VARIANTS:
         raise ValueError(f"configs/text_to_image.py has no variant {variant!r}: use {', '.join(VARIANTS)}")
@@ -150,6 +163,16 @@ def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
         config.training.update({"ema_decays": (0.9999,), "checkpoint_every": 2000, "validate_every": 2000})
         config.training.update({"preview_every": 10_000, "validation_clips": 64})
         config.sampling.steps = 50
+    if variant == "overfit":
+        config.clip.update({"fps": 4.0, "size": 16})
+        config.dataset.update({"path": "eight_clips", "stored_frames": 8, "stored_fps": 4.0, "stored_size": 32})
+        config.unet.update({"block_out_channels": (16, 32, 64), "layers_per_block": (1, 1, 1)})
+        config.unet.update({"cross_attention": (False, False, True), "norm_num_groups": 4})
+        config.training.update({"steps": 250, "batch_size": 16, "learning_rate": 3e-3, "ema_decays": (0.98,)})
+        config.training.update({"checkpoint_every": 100, "validate_every": 50, "validation_clips": 64, "log_every": 20})
+        config.training.preview_every = 0
+        config.sampling.guidance = 1.0  # what is known by heart needs no help
+        config.sampling.preview_prompts = EIGHT_CLIPS
     if variant == "test":
         config.unet.block_out_channels = (8, 16)
         config.unet.layers_per_block = (1, 1)

@@ -61,7 +61,7 @@ class MovingShapesConfig(tfds.core.BuilderConfig):
       fps: frames per second, > 0; the motion lasts `frames / fps` seconds.
       train: number of clips in the split of this name, >= 1; likewise
       validation: and
-      held_out: (clips of attribute combinations that train does not have).
+      held_out: (clips of attribute combinations that train does not have); of these two 0 is for no such split.
       seed: of all scenes, >= 0.
       two_object_probability: how often a clip shows two objects.
     """
@@ -77,7 +77,7 @@ class MovingShapesConfig(tfds.core.BuilderConfig):
     two_object_probability: float | int = 0.15
 
     def __post_init__(self):
-        for field, least in (("size", 16), ("frames", 1), ("train", 1), ("validation", 1), ("held_out", 1)):
+        for field, least in (("size", 16), ("frames", 1), ("train", 1), ("validation", 0), ("held_out", 0)):
             if getattr(self, field) < least:
                 raise ValueError(f"moving_shapes: {field}={getattr(self, field)} must be >= {least}")
         if not self.fps > 0:
@@ -102,6 +102,18 @@ BUILDER_CONFIGS = {
     "demo": MovingShapesConfig(name="demo"),
     "one_object": MovingShapesConfig(name="one_object", two_object_probability=0.0),
     "tiny": MovingShapesConfig(name="tiny", size=32, frames=16, train=16, validation=8, held_out=8),
+    # To be learned by heart (docs/overfit.md). Few frames a second, so that 8 of them show a whole motion.
+    "eight_clips": MovingShapesConfig(
+        name="eight_clips",
+        size=32,
+        frames=8,
+        fps=4,
+        train=8,
+        validation=0,
+        held_out=0,
+        seed=7,
+        two_object_probability=0,
+    ),
     "full": MovingShapesConfig(
         name="full", size=128, frames=80, train=50_000, validation=500, held_out=500, two_object_probability=0.3
     ),
@@ -138,7 +150,8 @@ class MovingShapes(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
         del dl_manager  # Nothing to download.
-        return {split: self._generate_examples(split) for split in ("train", "validation", "held_out")}
+        counts = {split: getattr(self.builder_config, split) for split in ("train", "validation", "held_out")}
+        return {split: self._generate_examples(split) for split, count in counts.items() if count}
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
         count = getattr(self.builder_config, split)

@@ -43,7 +43,7 @@ def _open(config: ml_collections.ConfigDict, name: str, path: str) -> tuple[Sequ
     match name:
         case "moving_shapes":
             builder = moving_shapes.prepare(data_dir, path)
-            return builder.as_data_source(split="train"), builder.as_data_source(split="validation")
+            return builder.as_data_source(split="train"), builder.as_data_source(split=_validation_split(builder))
         case "video_folder":
             if not path:
                 raise ValueError("dataset.path is empty: give the folder of videos, --config.dataset.path=DIR")
@@ -65,10 +65,13 @@ def _open(config: ml_collections.ConfigDict, name: str, path: str) -> tuple[Sequ
             builder = open_prepared(path)
             if "train" not in builder.info.splits:
                 raise ValueError(f"dataset.path={path} has no split train, only {sorted(builder.info.splits)}")
-            validation = "validation" if "validation" in builder.info.splits else "train"
-            return PreparedClips(builder, "train"), PreparedClips(builder, validation)
+            return PreparedClips(builder, "train"), PreparedClips(builder, _validation_split(builder))
         case _:
             raise ValueError(f"dataset.name={name!r}: use moving_shapes, prepared, video_folder, tfds or mixture")
+
+
+def _validation_split(builder: tfds.core.DatasetBuilder) -> str:
+    return "validation" if "validation" in builder.info.splits else "train"
 
 
 def captions_of(dataset: Dataset) -> list[str]:

@@ -286,10 +286,17 @@ def test_configs_of_different_values_have_different_names():
     assert len(names) == 4
 
 
-@pytest.mark.parametrize("field", ["size", "frames", "train", "validation", "held_out", "fps"])
-def test_config_refuses_bad_values(field):
-    with pytest.raises(ValueError, match=f"{field}=0"):
-        MovingShapesConfig(**{field: 0})
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("size", 0), ("frames", 0), ("train", 0), ("validation", -1), ("held_out", -1), ("fps", 0)],
+)
+def test_config_refuses_bad_values(field, value):
+    with pytest.raises(ValueError, match=f"{field}={value}"):
+        MovingShapesConfig(**{field: value})
+
+
+def test_a_split_without_clips_does_not_exist(tmp_path):
+    assert list(prepare(tmp_path, "eight_clips").info.splits) == ["train"]
 
 
 def test_prepare_refuses_an_unknown_name(tmp_path):
