@@ -1,6 +1,5 @@
 """Does this set-up learn? `configs/stunet.py:overfit` against the losses that it is known to have (docs/overfit.md).
 
-    pip install -e '.[benchmarks]'
     python -m benchmarks.overfit --workdir=DIR          # trains the recipe in DIR, or takes the run that is there
     python -m benchmarks.overfit --record --workdir=DIR [--seeds=4]
 
@@ -55,26 +54,18 @@ _FREE = {
     *("training.log_every", "training.checkpoint_every", "training.keep_checkpoints", "training.preview_every"),
 }
 _ADVICE = {
-    (
-        "above",
-        "image_model",
-    ): "The image model does not learn as it should. Look at the learning rate and the gradient's "
-    "norm, at whether captions belong to their clips, at the average of the parameters.",
-    (
-        "above",
-        "stunet",
-    ): "The image model is as it should be, so look at the temporal layers: are they trained, do they "
-    "see the frames in their order?",
-    (
-        "below",
-        "image_model",
-    ): "The recipe cannot be that good. Does the network see the clean picture? Look at the noise, "
-    "at the weights of the loss, and at whether all pictures are the same.",
-    (
-        "below",
-        "stunet",
-    ): "The recipe cannot be that good. Does the network see the clean clip? Look at the noise, at the "
-    "weights of the loss, and at whether all frames of a clip are the same.",
+    "above": {
+        "image_model": "The image model does not learn as it should. Look at the learning rate and the gradient's norm, "
+        "at whether captions belong to their clips, at the average of the parameters.",
+        "stunet": "The image model is as it should be, so look at the temporal layers: are they trained, do they see "
+        "the frames in their order?",
+    },
+    "below": {
+        "image_model": "The recipe cannot be that good. Does the network see the clean picture? Look at the noise, at "
+        "the weights of the loss, and at whether all pictures are the same.",
+        "stunet": "The recipe cannot be that good. Does the network see the clean clip? Look at the noise, at the "
+        "weights of the loss, and at whether all frames of a clip are the same.",
+    },
 }
 
 
@@ -345,7 +336,7 @@ def main(_argv: list[str]) -> None:
     if outside:
         sys.exit(
             f"\n{outside.stage} left the band at step {outside.step}: {outside.loss:.5f} is {outside.verdict} it.\n"
-            f"{_ADVICE[outside.verdict, outside.stage]}"
+            f"{_ADVICE[outside.verdict][outside.stage]}"
         )
     if not is_finished:
         sys.exit("\ninside the band as far as the run has come: it is not finished")

@@ -1,6 +1,5 @@
 """Does the band of `benchmarks.overfit` tell a broken set-up from a sound one? Known faults, planted one at a time.
 
-    pip install -e '.[benchmarks]'
     python -m benchmarks.overfit_faults --image_model=DIR [--workdir=DIR] [--only=NAME,...]
 
 Each fault is planted into the code or the config of the recipe, which is then trained until its validation loss leaves

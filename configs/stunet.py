@@ -86,8 +86,8 @@ def inflated(image: ml_collections.ConfigDict, variant: str) -> ml_collections.C
     if variant == "overfit":
         config.clip.update({"frames": 8, "fps": 4.0, "size": 16})
         config.temporal.strides = (2, 2)
-        config.training.update({"steps": 400, "batch_size": 4, "learning_rate": 3e-3, "validation_clips": 16})
-        config.training.update({"checkpoint_every": 100, "validate_every": 50, "preview_every": 400})
+        config.training.update({"steps": 1000, "batch_size": 8, "learning_rate": 3e-3, "validation_clips": 16})
+        config.training.update({"checkpoint_every": 250, "validate_every": 50, "preview_every": 1000})
     if variant == "test":
         config.clip.update({"frames": 4, "size": 16})
         config.temporal.strides = (2,)

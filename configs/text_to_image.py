@@ -168,8 +168,8 @@ def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
         config.dataset.update({"path": "eight_clips", "stored_frames": 8, "stored_fps": 4.0, "stored_size": 32})
         config.unet.update({"block_out_channels": (16, 32, 64), "layers_per_block": (1, 1, 1)})
         config.unet.update({"cross_attention": (False, False, True), "norm_num_groups": 4})
-        config.training.update({"steps": 250, "batch_size": 16, "learning_rate": 3e-3, "ema_decays": (0.98,)})
-        config.training.update({"checkpoint_every": 100, "validate_every": 50, "validation_clips": 64, "log_every": 20})
+        config.training.update({"steps": 600, "batch_size": 16, "learning_rate": 3e-3, "ema_decays": (0.98,)})
+        config.training.update({"checkpoint_every": 300, "validate_every": 50, "validation_clips": 64, "log_every": 20})
         config.training.preview_every = 0
         config.sampling.guidance = 1.0  # what is known by heart needs no help
         config.sampling.preview_prompts = EIGHT_CLIPS
