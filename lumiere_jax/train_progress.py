@@ -7,9 +7,11 @@ from types import TracebackType
 import jax
 import ml_collections
 import numpy as np
-import tensorboardX
 import tqdm
 from jaxtyping import UInt8
+from tensorboardX import summary
+
+from lumiere_jax.event_file import EventFile
 
 
 class Progress:
@@ -20,7 +22,7 @@ class Progress:
     ):
         self._log_every, self._clips = fields.log_every, fields.batch_size
         self._bar = tqdm.tqdm(total=last_step, initial=first_step, unit="step", dynamic_ncols=True)
-        self._events = tensorboardX.SummaryWriter(os.fspath(directory), purge_step=first_step + 1)
+        self._events = EventFile(directory, first_step + 1)
         self._losses: list[float] = []
         self._since = time.monotonic()
 
@@ -37,6 +39,7 @@ class Progress:
         for name, value in (("loss", loss), ("clips_per_second", clips_per_second)):
             self._events.add_scalar(f"train/{name}", value, step)
         self._events.add_scalar("train/gradient_norm", float(metrics["gradient_norm"]), step)
+        self._events.flush()
         self._losses, self._since = [], now
 
     def validation(self, step: int, losses: dict[str, jax.Array]) -> None:
@@ -50,7 +53,7 @@ class Progress:
 
     def image(self, name: str, image: UInt8[np.ndarray, "height width 3"], step: int) -> None:
         """Shows a picture in TensorBoard."""
-        self._events.add_image(name, image, step, dataformats="HWC")
+        self._events.add_summary(summary.image(name, image, dataformats="HWC"), step)
 
     def __enter__(self) -> "Progress":
         return self
