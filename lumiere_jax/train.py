@@ -122,6 +122,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Non
     def save(state: TrainState) -> None:
         step = int(state.step)
         if "text_encoder" in state.averages[0]:
+            checkpoints.wait()  # raises if the last save went wrong, before anything is removed
             # One more than training states, as it is written first.
             run_dir.write_text_encoder(step, state.averages[0]["text_encoder"], fields.keep_checkpoints + 1)
         checkpoints.save(step, state._asdict())

@@ -25,6 +25,7 @@ from lumiere_jax.checkpoints.checkpointing import CheckpointError, tree_hash
 from lumiere_jax.checkpoints.run_directory import RunDirectory, load_run
 from lumiere_jax.data.video_io import encode_mp4
 from lumiere_jax.distributed.preemption import Preempted, PreemptionNotice
+from lumiere_jax.event_file import EventFile
 
 STEPS = 8
 # Everything that a state can hold; a schedule that does not depend on where the run ends.
@@ -241,6 +242,16 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
 
 
+def test_event_file_on_a_full_disk(small_disk):
+    """An error in the thread that trains; tensorboardX's own writer would wait for ever."""
+    events = EventFile(small_disk, 1)
+    (small_disk / "filler").write_bytes(bytes(shutil.disk_usage(small_disk).free))
+    with pytest.raises(OSError, match="No space left on device"):  # noqa: PT012
+        for step in range(1000):
+            events.add_scalar("loss", 1.0, step)
+    (small_disk / "filler").unlink()
+
+
 def test_full_disk(server, data_dir, small_disk):
     workdir, filler = small_disk / "run", small_disk / "filler"
     arguments = command_line(workdir, data_dir, steps=12)
@@ -253,7 +264,7 @@ def test_full_disk(server, data_dir, small_disk):
     assert f"error: {workdir}" in full.printed(), full.printed()
     assert "no space is left" in full.printed()
     assert "Traceback" not in full.printed(), full.printed()
-    assert RunDirectory(workdir).checkpoints().latest_step() >= 4
+    assert load_run(workdir).step >= 4
     filler.unlink()
     again = server.start(*arguments)
     assert again.wait() == 0, again.printed()

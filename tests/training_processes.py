@@ -92,8 +92,8 @@ class TrainingServer:
         }
         return Training(self._server, _ask(self._server, request), log)
 
-    def start_several(self, count: int, *arguments: object) -> list[Training]:
-        """Starts one run of `count` processes with one device each."""
+    def start_several(self, count: int, *arguments: object, only_first: tuple[str, ...] = ()) -> list[Training]:
+        """Starts one run of `count` processes with one device each; the first gets further arguments."""
         with socket.socket() as probe:
             probe.bind(("localhost", 0))
             port = probe.getsockname()[1]

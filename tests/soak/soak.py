@@ -177,7 +177,9 @@ def soak(minutes: float, seed: int, directory: pathlib.Path) -> bool:
     (directory / "logs").mkdir()
     with (
         small_disk(directory / "disk") as is_mounted,
-        training_server(directory / "compiled", directory / "logs") as server,
+        training_server(
+            os.environ.get("JAX_COMPILATION_CACHE_DIR", directory / "compiled"), directory / "logs"
+        ) as server,
     ):
         disturbances = [name for name in DISTURBANCES if is_mounted or name != "full disk"]
         whole, durations = directory / "whole", {}
