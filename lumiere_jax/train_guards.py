@@ -69,6 +69,7 @@ def judge(
       the health after this step; whether to make the update; and as metrics `smoothed_loss` (the running mean),
       `spikes` and `skipped` (counts since the run began), `is_finite` and `is_spike` (of this step, 0 or 1).
     """
+    loss = loss.astype(health.mean.dtype)
     is_finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
     # Running means start at zero: dividing by the weight of what they have seen makes them means from the start.
     weight = jnp.maximum(1.0 - _DECAY**health.losses, 1e-9)

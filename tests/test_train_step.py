@@ -13,7 +13,7 @@ from lumiere_jax.diffusion.noise_schedule import CosineSchedule
 from lumiere_jax.models import parameter_partition
 from lumiere_jax.models.text_to_video import TextToVideo
 from lumiere_jax.optimizer import make_optimizer
-from lumiere_jax.train_step import Batch, Objective, create_state, train_step
+from lumiere_jax.train_step import Batch, Objective, _draw, create_state, train_step
 
 OBJECTIVE = Objective(CosineSchedule())
 
@@ -24,10 +24,10 @@ def batch(clips, frames, size):
     return Batch(video, jnp.asarray(rng.normal(size=(clips, 3, 8))))
 
 
-def step_function(graphdef, optimizer):
+def step_function(graphdef, optimizer, objective=OBJECTIVE, ema_decays=(0.9,), **settings):
     """`train_step` of (state, frozen parameters, batch)."""
-    fixed = {"graphdef": graphdef, "optimizer": optimizer, "objective": OBJECTIVE, "ema_decays": (0.9,)}
-    return lambda state, frozen, clips: train_step(state, frozen, clips, jnp.int32(0), **fixed)
+    fixed = {"graphdef": graphdef, "optimizer": optimizer, "objective": objective, "ema_decays": ema_decays}
+    return lambda state, frozen, clips: train_step(state, frozen, clips, jnp.int32(0), **fixed, **settings)
 
 
 @pytest.mark.usefixtures("float64")
@@ -60,6 +60,113 @@ def test_gradients_of_every_temporal_parameter():
         name = jax.tree_util.keystr(path)
         assert abs(expected) > 1e-6, f"the loss does not depend on {name}"
         np.testing.assert_allclose(np.vdot(slope, direction), expected, rtol=1e-6, atol=1e-10, err_msg=name)
+
+
+# ------------------------------------------------------------------------------------ what a loss draws
+
+
+@pytest.mark.parametrize("low_res_factor", [None, 2])
+def test_draws(low_res_factor):
+    """One time in each part of (0, 1], one level for all frames of a clip, and noise that is nowhere twice."""
+    objective = Objective(CosineSchedule(), low_res_factor=low_res_factor, max_noise_level=0.3)
+    keys = jax.random.split(jax.random.key(1))
+    draws = _draw(jnp.linspace(0.1, 1, 8), *keys, jnp.zeros((8, 4, 16, 16, 3)), objective)
+    noises = [np.asarray(draws.noise)]
+    if low_res_factor:
+        noises.append(np.asarray(draws.low_res_noise))
+        assert draws.low_res_level.shape == (8,)
+        assert 0 < draws.low_res_level.min() < draws.low_res_level.max() <= 0.3
+    else:
+        assert draws.low_res_noise is draws.low_res_level is None
+    rows = np.concatenate([noise.reshape(-1, 16 * 16 * 3) for noise in noises])  # one for each frame
+    limit = 5 / np.sqrt(rows.shape[1])
+    np.testing.assert_allclose([rows.mean(), rows.var()], [0, 1], atol=limit / np.sqrt(len(rows)) * 2)
+    assert np.abs(np.corrcoef(rows) - np.eye(len(rows))).max() < limit
+
+
+# ------------------------------------------------------------------------------------ accumulation, averages, guards
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("low_res_factor", [None, 2])
+def test_accumulated_gradients_are_those_of_the_whole_batch(low_res_factor):
+    """In float64, so that only the order of a sum may differ: one update of Adam, which a wrong gradient turns."""
+    objective = Objective(CosineSchedule(), low_res_factor=low_res_factor)
+    stunet = smallest_stunet(super_resolution=bool(low_res_factor))
+    model = TextToVideo(None, randomised(stunet), dtype=jnp.dtype("float64"))
+    graphdef, trained, frozen = parameter_partition.split(model)
+    optimizer, clips = optax.adam(1e-3), batch(6, 3, 4)
+    results = {}
+    for parts in (1, 2, 3):
+        step = jax.jit(step_function(graphdef, optimizer, objective, accumulation_steps=parts))
+        results[parts] = step(create_state(trained, optimizer), frozen, clips)
+    for parts in (2, 3):
+        jax.tree.map(
+            lambda one, many: np.testing.assert_allclose(many, one, rtol=1e-6, atol=1e-11), results[1], results[parts]
+        )
+    moved = optax.tree.norm(jax.tree.map(jnp.subtract, results[1][0].parameters, trained))
+    assert moved > 1e-3
+
+
+def test_parts_that_do_not_divide_the_batch():
+    graphdef, trained, frozen = parameter_partition.split(TextToVideo(None, smallest_stunet()))
+    step = step_function(graphdef, optax.sgd(1.0), accumulation_steps=4)
+    clips = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), batch(6, 3, 4))
+    state = jax.eval_shape(lambda parameters: create_state(parameters, optax.sgd(1.0)), trained)
+    with pytest.raises(ValueError, match="accumulation_steps=4 does not divide a batch of 6 clips"):
+        jax.eval_shape(step, state, frozen, clips)
+
+
+class Constant(nnx.Module):
+    """Predicts its one number everywhere, times the sum of the text."""
+
+    def __init__(self):
+        self.value = nnx.Param(jnp.float32(0.5))
+        self.unet = self
+        self.is_inflated = False
+
+    def embed_text(self, text):
+        return text
+
+    def predict(self, x_t, time, text, low_res, noise_level):
+        return jnp.full(x_t.shape, self.value[...]) * text.sum()
+
+
+def test_averages_by_hand():
+    graphdef, parameters = nnx.split(Constant())
+    trained, optimizer = nnx.to_pure_dict(parameters), optax.sgd(0.1)
+    decays = (0.0, 0.25, 0.999)
+    step = jax.jit(step_function(graphdef, optimizer, ema_decays=decays))
+    clips = Batch(jnp.zeros((2, 1, 4, 4, 3)), jnp.ones((2, 1, 1)))
+    state, expected = create_state(trained, optimizer, len(decays)), [0.5] * 3
+    for number in range(1, 6):
+        state, _ = step(state, {}, clips)
+        value = float(state.parameters["value"])
+        used = [min(decay, number / (number + 10)) for decay in decays]
+        expected = [decay * old + (1 - decay) * value for decay, old in zip(used, expected, strict=True)]
+        np.testing.assert_allclose([float(average["value"]) for average in state.averages], expected, rtol=1e-5)
+    assert len(set(expected)) == 3
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_an_update_that_is_not_finite_is_not_made(bad):
+    """Nor does it reach averages, optimiser or running mean; the step and the count go on."""
+    graphdef, parameters = nnx.split(Constant())
+    trained, optimizer = nnx.to_pure_dict(parameters), optax.adam(0.1)
+    step = jax.jit(step_function(graphdef, optimizer))
+    clips = Batch(jnp.zeros((2, 1, 4, 4, 3)), jnp.ones((2, 1, 1)))
+    before, _ = step(create_state(trained, optimizer), {}, clips)
+    after, metrics = step(before, {}, clips._replace(text=clips.text * bad))
+    assert not np.isfinite(metrics["loss"])
+    assert (metrics["is_finite"], metrics["skipped"], after.health.skipped) == (0, 1, 1)
+    expected = before._replace(step=before.step + 1, health=before.health._replace(skipped=jnp.int32(1)))
+    jax.tree.map(np.testing.assert_array_equal, after, expected)
+    on, metrics = step(after, {}, clips)
+    assert (metrics["is_finite"], metrics["skipped"], on.health.losses) == (1, 1, 2)
+    assert on.parameters["value"] != before.parameters["value"]
+
+
+# ------------------------------------------------------------------------------------ what the frozen parameters cost
 
 
 def test_frozen_parameters_have_no_optimiser_slots():

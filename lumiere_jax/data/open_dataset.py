@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 from lumiere_jax.data import moving_shapes, stock_videos, video_folder
 from lumiere_jax.data.clip_loader import Record, as_text
 from lumiere_jax.data.mixture import Mixture, parse_mixture
-from lumiere_jax.data.prepared_clips import open_prepared
+from lumiere_jax.data.prepared_clips import PreparedClips, open_prepared
 
 Dataset = Sequence[Record] | Mixture
 
@@ -56,7 +56,7 @@ def _open(config: ml_collections.ConfigDict, name: str, path: str) -> tuple[Sequ
                 captions=config.captions or None,
                 default_caption=config.default_caption or None,
             )
-            return (builder.as_data_source(split="train"),) * 2
+            return (PreparedClips(builder, "train"),) * 2
         case "tfds":
             return stock_videos.open_stock_videos(path, data_dir)
         case "prepared":
@@ -66,7 +66,7 @@ def _open(config: ml_collections.ConfigDict, name: str, path: str) -> tuple[Sequ
             if "train" not in builder.info.splits:
                 raise ValueError(f"dataset.path={path} has no split train, only {sorted(builder.info.splits)}")
             validation = "validation" if "validation" in builder.info.splits else "train"
-            return builder.as_data_source(split="train"), builder.as_data_source(split=validation)
+            return PreparedClips(builder, "train"), PreparedClips(builder, validation)
         case _:
             raise ValueError(f"dataset.name={name!r}: use moving_shapes, prepared, video_folder, tfds or mixture")
 
@@ -75,7 +75,7 @@ def captions_of(dataset: Dataset) -> list[str]:
     """The captions that records of the data set have, without reading a record where they are known ahead."""
     if isinstance(dataset, Mixture):
         return [caption for records in dataset.sources for caption in captions_of(records)]
-    if isinstance(dataset, stock_videos.StockVideos):
+    if isinstance(dataset, stock_videos.StockVideos | PreparedClips):
         return dataset.captions
     return [as_text(record["caption"]) for record in dataset]
 

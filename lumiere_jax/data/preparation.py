@@ -230,7 +230,7 @@ def _write_shards(shards: Sequence[Shard], write: WriteShard, run: Map) -> None:
 
 
 def _shards(plan: Mapping[str, Any]) -> list[Shard]:
-    return [Shard(**shard) for shard in plan["shards"]]
+    return [Shard(**(shard | {"captions": [tuple(entry) for entry in shard["captions"]]})) for shard in plan["shards"]]
 
 
 # Step 3: the shares of all hosts to one data set -----------------------------------------------------------

@@ -7,6 +7,7 @@ whole; what is in it follows from the videos and the settings alone.
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -24,7 +25,7 @@ from lumiere_jax.data.source_videos import SourceVideo
 from lumiere_jax.data.video_io import VideoError, encode_mp4
 
 NAME = "video_clips"
-VERSION = "1.0.0"
+VERSION = "1.1.0"
 
 # Constant rate factor of the stored clips: above what eyes see lost. Not from the paper.
 _CRF = 14
@@ -63,6 +64,39 @@ def open_prepared(directory: str | os.PathLike) -> tfds.core.DatasetBuilder:
             "--videos=DIR --captions=FILE --output=DIR (docs/data.md)"
         )
     return tfds.builder_from_directory(os.fspath(directory))
+
+
+class PreparedClips(Sequence):
+    """The records of one split. Its captions are known without reading a clip, of which there may be terabytes."""
+
+    def __init__(self, builder: tfds.core.DatasetBuilder, split: str):
+        self._records = builder.as_data_source(split=split)
+        self._captions_file = _captions_file(pathlib.Path(builder.data_path), split)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self._records[index]
+
+    @functools.cached_property
+    def captions(self) -> list[str]:
+        """Of all records, in order.
+
+        Raises:
+            ValueError: the file of captions belongs to other records.
+        """
+        entries = json.loads(self._captions_file.read_text(encoding="utf-8"))
+        captions = [caption for caption, clips in entries for _ in range(clips)]
+        if len(captions) != len(self):
+            raise ValueError(
+                f"{self._captions_file} has {len(captions)} captions for {len(self)} clips: prepare the data again"
+            )
+        return captions
+
+
+def _captions_file(directory: pathlib.Path, split: str) -> pathlib.Path:
+    return directory / f"captions-{split}.json"
 
 
 def rejection(video: SourceVideo, reason: str) -> dict[str, Any]:
@@ -173,6 +207,7 @@ class Shard:
         name: of its file.
         split: which split it belongs to.
         parts: keys of the parts in it, in order.
+        captions: caption and number of clips of each part.
         clips: number of records.
         bytes: size of the records.
     """
@@ -180,6 +215,7 @@ class Shard:
     name: str
     split: str
     parts: Sequence[str]
+    captions: Sequence[tuple[str, int]]
     clips: int
     bytes: int
 
@@ -192,18 +228,20 @@ def plan_shards(videos: Iterable[tuple[SourceVideo, str, Mapping[str, Any]]], sh
         shard_bytes: a shard is closed when it is as large; one video is never in two.
     """
     shards: list[Shard] = []
-    by_split: dict[str, list[tuple[str, Mapping[str, Any]]]] = {}
+    by_split: dict[str, list[tuple[SourceVideo, str, Mapping[str, Any]]]] = {}
     for video, key, outcome in videos:
         if "rejected" not in outcome:
-            by_split.setdefault(video.split, []).append((key, outcome))
+            by_split.setdefault(video.split, []).append((video, key, outcome))
     for split, parts in sorted(by_split.items()):
-        keys, clips, size = [], 0, 0
-        for index, (key, outcome) in enumerate(parts, start=1):
+        keys, captions, size = [], [], 0
+        for index, (video, key, outcome) in enumerate(parts, start=1):
             keys.append(key)
-            clips, size = clips + outcome["clips"], size + outcome["bytes"]
+            captions.append((video.caption, outcome["clips"]))
+            size += outcome["bytes"]
             if size >= shard_bytes or index == len(parts):
-                shards.append(Shard(f"{split}-{len(shards):05d}.array_record", split, keys, clips, size))
-                keys, clips, size = [], 0, 0
+                name, clips = f"{split}-{len(shards):05d}.array_record", sum(clips for _, clips in captions)
+                shards.append(Shard(name, split, keys, captions, clips, size))
+                keys, captions, size = [], [], 0
     return shards
 
 
@@ -242,7 +280,10 @@ def shard_path(directory: pathlib.Path, split: str, number: int, count: int) -> 
 
 
 def write_metadata(directory: pathlib.Path, shards: Sequence[Shard]) -> None:
-    """Makes shards, already in their places, a TFDS data set."""
+    """Makes shards, already in their places, a TFDS data set, with its captions once more for `PreparedClips`."""
+    for split in sorted({shard.split for shard in shards}):
+        captions = [list(entry) for shard in shards if shard.split == split for entry in shard.captions]
+        write_json(_captions_file(directory, split), captions)
     splits = [
         tfds.core.SplitInfo(
             name=split,

@@ -13,8 +13,9 @@ from raw_videos import brightening, scenes, write_at_times, write_avi
 
 from lumiere_jax.data import prepared_clips, video_io
 from lumiere_jax.data.clip_extraction import ClipSettings
+from lumiere_jax.data.open_dataset import captions_of
 from lumiere_jax.data.preparation import join_hosts, prepare_clips, read_report
-from lumiere_jax.data.prepared_clips import open_prepared
+from lumiere_jax.data.prepared_clips import PreparedClips, open_prepared
 from lumiere_jax.data.source_videos import find_sources
 
 SETTINGS = ClipSettings(frames=4, fps=4, size=16)
@@ -109,7 +110,7 @@ def test_records_and_report(made, sources):
         "dataset_info",
         "features",
         "report",
-        *(f"video_clips-{name}" for name in ("train", "validation")),
+        *(f"{file}-{split}" for file in ("captions", "video_clips") for split in ("train", "validation")),
     }
 
 
@@ -158,8 +159,8 @@ def test_the_same_bytes_wherever_it_was_stopped(folder, tmp_path, monkeypatch):
         # Only a part that is there without its outcome is made again.
         assert len(read) == 3 + (stop in (1, 3)), writes
         shutil.rmtree(tmp_path / "data")
-    # Two parts, three outcomes, the plan, a shard, the marker of joining, the shard moved, the report.
-    assert stop == 11
+    # Two parts, three outcomes, the plan, a shard, the marker of joining, the shard moved, captions, the report.
+    assert stop == 12
 
 
 def test_other_captions_while_it_is_not_finished(sources, made, tmp_path, monkeypatch):
@@ -213,6 +214,29 @@ def test_hosts_together_give_the_same_records(sources, made, tmp_path, hosts):
         assert report[field] == read_report(made)[field]
     assert not list(output.glob("host-*"))
     assert prepare(sources, output) == report
+
+
+def test_captions_without_reading_clips(folder, tmp_path, monkeypatch):
+    """In the order of the records, over several hosts and shards, some videos giving more clips than others."""
+    captions = tmp_path / "captions.csv"
+    names = ("long.mp4", "UPPER.MP4", "deeper/sixty.mov", "scenes.mp4", "old.AVI")
+    captions.write_text("file,caption\n" + "".join(f"{name},this is {name}\n" for name in names))
+    sources, output = find_sources(folder, captions=captions, default_caption="other"), tmp_path / "data"
+    for host in range(2):
+        prepare(sources, output, host=host, hosts=2, shard_bytes=SMALL_SHARDS // 3)
+    join_hosts(output)
+    clips = PreparedClips(open_prepared(output), "train")
+    expected = [clips[index]["caption"].decode() for index in range(len(clips))]
+    assert len(set(expected)) == 5 < len(expected)
+    assert len(list(output.glob("*.array_record*"))) > 2
+    read, getitem = [], PreparedClips.__getitem__
+    monkeypatch.setattr(PreparedClips, "__getitem__", lambda self, index: read.append(index) or getitem(self, index))
+    assert captions_of(clips) == expected
+    assert len(read) < len(expected)  # one now and then by the type checker of the tests
+    file = output / "captions-train.json"
+    file.write_text(json.dumps(json.loads(file.read_text())[1:]))
+    with pytest.raises(ValueError, match=rf"has \d captions for {len(expected)} clips: prepare the data again"):
+        captions_of(PreparedClips(open_prepared(output), "train"))
 
 
 def test_hosts_that_do_not_fit_together(sources, folder, tmp_path):

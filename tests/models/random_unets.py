@@ -32,9 +32,11 @@ def randomised(module, seed=0):
     return nnx.merge(graphdef, nnx.traversals.unflatten_mapping(drawn))
 
 
-def smallest_stunet(widths=(4, 8)):
+def smallest_stunet(widths=(4, 8), super_resolution=False):
     """An abstract Space-Time U-Net of two levels: each kind of temporal layer, and as little else as can be."""
     image = UNet2DConfig(
+        in_channels=6 if super_resolution else 3,
+        noise_level_embedding=super_resolution,
         block_out_channels=widths,
         layers_per_block=(1, 1),
         cross_attention=(False, True),
