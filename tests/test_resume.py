@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -203,8 +204,7 @@ def test_killed_at_random_moments(server, data_dir, tmp_path):
         # After some steps of its own, then somewhere in a step or a save.
         threading.Event().wait(draw.uniform(0, 0.5))
         target = complete + draw.randint(0, 4)
-        while (checkpoints.latest_step() or 0) < target:
-            assert training.poll() is None, training.printed()
+        training.wait_for_step(tmp_path / "run", target)
         threading.Event().wait(draw.uniform(0, 0.3))
         training.send(signal.SIGKILL)
         training.wait()
@@ -221,7 +221,7 @@ def test_killed_at_random_moments(server, data_dir, tmp_path):
 
 def test_sigterm_of_the_command_is_no_error(server, data_dir, tmp_path):
     training = server.start(*command_line(tmp_path, data_dir, steps=1000))
-    training.wait_for("3/1000")
+    training.wait_for_step(tmp_path, 3)
     training.send(signal.SIGTERM)
     assert training.wait() == 0, training.printed()
     step = RunDirectory(tmp_path).checkpoints().latest_step()
@@ -335,7 +335,15 @@ def test_config_data_and_versions_are_kept(undisturbed):
     assert {len(sha256) for sha256 in facts["data"].values()} == {64}
     assert facts["data"].keys() == {"training", "validation"}
     assert facts["versions"]["jax"] == jax.__version__
-    assert facts["versions"]["git"]
+    assert re.match(r"[0-9a-f]{40}(-dirty)?$|not a git checkout|unknown", facts["versions"]["git"])
+
+
+def test_commit_is_that_of_the_package_wherever_it_is_started(tmp_path, monkeypatch):
+    before = train_setup.versions()["git"]
+    monkeypatch.chdir(tmp_path)
+    assert train_setup.versions()["git"] == before
+    monkeypatch.setenv("PATH", "")
+    assert train_setup.versions()["git"] == "unknown: git is not installed"
 
 
 def test_another_config_is_refused(undisturbed, data_dir):

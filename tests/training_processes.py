@@ -17,6 +17,8 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 
+from lumiere_jax.checkpoints.run_directory import RunDirectory
+
 ROOT = pathlib.Path(__file__).parent.parent
 
 
@@ -54,10 +56,10 @@ class Training:
         """All that it wrote to standard output and error so far."""
         return self.log.read_text(errors="replace")
 
-    def wait_for(self, text: str, timeout: float = 300.0) -> None:
-        """Returns when it has printed `text`."""
-        deadline = time.monotonic() + timeout
-        while text not in self.printed():
+    def wait_for_step(self, workdir: str | os.PathLike[str], step: int, timeout: float = 300.0) -> None:
+        """Returns when the run in `workdir` has a complete checkpoint of this step or a later one."""
+        checkpoints, deadline = RunDirectory(workdir).checkpoints(), time.monotonic() + timeout
+        while (checkpoints.latest_step() or 0) < step:
             assert self.poll() is None, self.printed()
             assert time.monotonic() < deadline, self.printed()
             time.sleep(0.02)

@@ -112,8 +112,6 @@ def judge(entry: Start, trainings: list[Training], has_ended: bool, is_early: bo
     codes = set(entry.exit_codes)
     if not has_ended:
         entry.faults.append(f"still running {PATIENCE:.0f} s after the disturbance")
-    if entry.disturbance == "newest checkpoint deleted":
-        pass  # `before` is what was left
     if entry.after < entry.before:
         entry.faults.append("a complete checkpoint was lost")
     if entry.before[1] and "parameters:" in printed and f"continuing from step {entry.before[1]}" not in printed:
@@ -143,7 +141,7 @@ def one_start(
     trainings = start(server, entry.processes, arguments)
     is_early = False
     if entry.disturbance != "none" and not wait(trainings, entry.seconds_until):
-        is_early = any("0/" not in training.printed() for training in trainings)
+        is_early = "step/s" not in trainings[0].printed()  # its progress bar
         disturb(entry, trainings, workdir.parent, draw)
     has_ended = wait(trainings, PATIENCE)
     for training in trainings:
