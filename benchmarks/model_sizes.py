@@ -24,6 +24,7 @@ from flax import nnx
 from configs import deepfloyd_if, ssr, stunet
 from lumiere_jax.abstract_model import abstract_batch, abstract_model
 from lumiere_jax.distributed import platform
+from lumiere_jax.distributed.model_flops import count_flops
 from lumiere_jax.models import parameter_partition
 from lumiere_jax.models.text_to_video import TextToVideo
 from lumiere_jax.train_setup import step_settings
@@ -66,8 +67,8 @@ def measure(variant: str) -> Size:
         spatial=parameter_partition.count(frozen),
         temporal=parameter_partition.count(trained),
         forward=forward_flops(config),
-        step=lower_step(config, parts).cost_analysis()["flops"],
-        full_step=lower_step(config, (graphdef, nnx.to_pure_dict(every), {})).cost_analysis()["flops"],
+        step=step_flops(config, parts),
+        full_step=step_flops(config, (graphdef, nnx.to_pure_dict(every), {})),
         activations=activation_bytes(config, model),
     )
 
@@ -75,7 +76,7 @@ def measure(variant: str) -> Size:
 def forward_flops(
     config: ml_collections.ConfigDict, *, temporal: dict | None = None, unet: dict | None = None
 ) -> float:
-    """FLOPs of one forward pass over a clip.
+    """FLOPs of one evaluation of the network on one clip, as in sampling without guidance.
 
     Args:
       config: of the model.
@@ -85,19 +86,12 @@ def forward_flops(
     config = ml_collections.ConfigDict(config.to_dict())
     config.temporal.update(temporal or {})
     config.image_model.unet.update(unet or {})
-    return lower_forward(config, abstract_model(config)).cost_analysis()["flops"]
+    graphdef, trained, frozen = parameter_partition.split(abstract_model(config))
+    return count_flops(functools.partial(_predict, graphdef), trained, _cast(frozen, config), *_inputs(config))
 
 
-def lower_forward(config: ml_collections.ConfigDict, model: TextToVideo) -> jax.stages.Lowered:
-    """One evaluation of the network on one clip, as in sampling without guidance."""
-    graphdef, trained, frozen = parameter_partition.split(model)
-    return jax.jit(functools.partial(_predict, graphdef)).lower(trained, _cast(frozen, config), *_inputs(config))
-
-
-def lower_step(
-    config: ml_collections.ConfigDict, parts: tuple[nnx.GraphDef, dict, dict], batch_size: int = 1
-) -> jax.stages.Lowered:
-    """The training step, as train.py compiles it.
+def step_flops(config: ml_collections.ConfigDict, parts: tuple[nnx.GraphDef, dict, dict], batch_size: int = 1) -> float:
+    """FLOPs of a training step that keeps all activations.
 
     Args:
       config: of the model.
@@ -105,11 +99,10 @@ def lower_step(
       batch_size: clips.
     """
     graphdef, trained, frozen = parts
-    settings = step_settings(config)
+    settings = step_settings(config) | {"accumulation_steps": 1}
     update = functools.partial(train_step, graphdef=graphdef, **settings)
     state = jax.eval_shape(lambda parameters: create_state(parameters, settings["optimizer"]), trained)
-    batch, seed = abstract_batch(config, batch_size), jax.ShapeDtypeStruct((), jnp.int32)
-    return jax.jit(update, donate_argnums=0).lower(state, _cast(frozen, config), batch, seed)
+    return count_flops(update, state, _cast(frozen, config), abstract_batch(config, batch_size), 0)
 
 
 def activation_bytes(config: ml_collections.ConfigDict, model: TextToVideo) -> int:

@@ -21,6 +21,7 @@ from flax import nnx
 from configs import stunet
 from lumiere_jax.checkpoints.image_model import ImageModel, load_image_model
 from lumiere_jax.data.open_dataset import Dataset, open_dataset
+from lumiere_jax.distributed.model_flops import count_flops
 from lumiere_jax.models import parameter_partition
 from lumiere_jax.models.stunet import inflate
 from lumiere_jax.models.temporal import TemporalConfig
@@ -137,7 +138,7 @@ def flops_per_step(model: TextToVideo, batch: Batch, settings: dict[str, Any]) -
     """XLA's count for the lowered training step."""
     graphdef, trained, frozen = parameter_partition.split(model)
     state = jax.eval_shape(lambda parameters: create_state(parameters, settings["optimizer"]), trained)
-    return _update.lower(state, frozen, batch, jnp.int32(0), graphdef=graphdef, **settings).cost_analysis()["flops"]
+    return count_flops(functools.partial(train_step, graphdef=graphdef, **settings), state, frozen, batch, 0)
 
 
 def train_temporal(

@@ -1,6 +1,6 @@
 """Does down-sampling in time pay? The same U-Net with other temporal layers, each given the same number of FLOPs.
 
-    pip install -e '.[benchmarks]'
+    pip install -e .
     python -m benchmarks.temporal_hierarchy [--quick] [--output=DIR]
 
 Trains an image model on moving_shapes, then over it: (a) the STUNet, (b) the same without temporal down- and

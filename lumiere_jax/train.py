@@ -11,6 +11,7 @@ import functools
 import os
 import pathlib
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -26,9 +27,13 @@ from lumiere_jax.data.input_pipeline import prefetch
 from lumiere_jax.data.open_dataset import fingerprint, open_dataset
 from lumiere_jax.distributed import mesh as meshes
 from lumiere_jax.distributed import partitioning, platform, processes
+from lumiere_jax.distributed.model_flops import seconds_at_peak
 from lumiere_jax.distributed.preemption import Preempted, PreemptionNotice
 from lumiere_jax.models import parameter_partition
+from lumiere_jax.models.temporal import gate_norms
 from lumiere_jax.models.text_to_video import TextToVideo
+from lumiere_jax.optimizer import learning_rate_schedule
+from lumiere_jax.parameter_overview import write_overview
 from lumiere_jax.pipelines.results import write_preview
 from lumiere_jax.pipelines.text_to_video import sample_videos, sampling_settings
 from lumiere_jax.train_guards import act
@@ -105,10 +110,12 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Non
     if first_step >= last_step:
         _say(f"nothing to do: {first_step} of {last_step} steps are done")
         return
+    write_overview(run_dir.path / "parameters.txt", state.parameters, frozen)
 
     # ---------------------------------------------------------------- Compiled steps
     update = jax.jit(functools.partial(train_step, graphdef=graphdef, **settings), donate_argnums=0)
     validate = jax.jit(functools.partial(validation_step, graphdef=graphdef, objective=settings["objective"]))
+    gates, learning_rate = jax.jit(gate_norms), jax.jit(learning_rate_schedule(fields))
 
     # ---------------------------------------------------------------- Batches: the position in the data is the step
     encode = caption_encoder(config, tokenizer, embeddings)
@@ -135,26 +142,37 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Non
         prompts = list(config.sampling.preview_prompts)
         videos = sample_videos(run, prompts)
         if processes.is_first():
-            progress.image("preview", write_preview(run_dir.previews, run, prompts, videos), run.step)
+            progress.preview(run.step, write_preview(run_dir.previews, run, prompts, videos))
 
-    with (
-        PreemptionNotice() as notice,
-        checkpoints,
-        contextlib.closing(batches),
-        Progress(run_dir.path, first_step, last_step, fields) as progress,
-    ):
+    # What counts as a step's work is the whole batch at once, however it is divided.
+    one_step = functools.partial(train_step, graphdef=graphdef, **settings | {"accumulation_steps": 1})
+    progress = Progress(
+        run_dir.path,
+        first_step,
+        last_step,
+        fields,
+        is_shown=processes.is_first(),
+        seconds_at_peak=seconds_at_peak(one_step, state, frozen, validation_batch, config.seed),
+    )
+    with PreemptionNotice() as notice, checkpoints, contextlib.closing(batches), progress:
         for step in range(first_step + 1, last_step + 1):
-            state, metrics = update(state, frozen, next(batches), config.seed)
+            asked = time.monotonic()
+            batch = next(batches)
+            waited = time.monotonic() - asked
+            state, metrics = update(state, frozen, batch, config.seed)
             metrics = {name: float(value) for name, value in metrics.items()}
+            metrics["learning_rate"] = float(learning_rate(step - 1 - int(metrics["skipped"])))
             act(metrics, step, fields, _say)
-            progress.step(step, metrics)
-            if _due(step, fields.validate_every, last_step) or step == first_step + 1:
-                progress.validation(step, validate(state.averages[0], frozen, validation_batch))
-            is_asked_to_end = notice.reached()
-            if _due(step, fields.checkpoint_every, last_step) or is_asked_to_end:
-                save(state)
-            if _due(step, fields.preview_every, last_step):
-                preview(state)
+            progress.step(step, metrics, waited, batch.video.shape)
+            with progress.pause():
+                if _due(step, fields.validate_every, last_step) or step == first_step + 1:
+                    losses = validate(state.averages[0], frozen, validation_batch)
+                    progress.validation(step, losses, gates(state.parameters) if "temporal" in config else None)
+                is_asked_to_end = notice.reached()
+                if _due(step, fields.checkpoint_every, last_step) or is_asked_to_end:
+                    save(state)
+                if _due(step, fields.preview_every, last_step):
+                    preview(state)
             if is_asked_to_end:
                 saved = f"{run_dir.path} is saved at step {step} of {last_step}"
                 raise Preempted(f"asked to end: {saved}. The same command continues it")

@@ -250,6 +250,7 @@ def test_event_file_on_a_full_disk(small_disk):
         for step in range(1000):
             events.add_scalar("loss", 1.0, step)
     (small_disk / "filler").unlink()
+    events.close()
 
 
 def test_full_disk(server, data_dir, small_disk):
@@ -369,7 +370,7 @@ def test_data_may_move_but_not_change(data_dir, tmp_path, capsys):
     config = config_of(tmp_path / "prepared", steps=2)
     config.dataset.update({"name": "video_folder", "path": str(videos)})
     config.dataset.update({"stored_frames": 4, "stored_fps": 8.0, "stored_size": 16})
-    config.text.vocab_size = 64
+    config.text.vocab_size = 300
     train.train(config, tmp_path / "run")
 
     moved = tmp_path / "moved" / "videos"

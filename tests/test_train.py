@@ -98,6 +98,21 @@ def test_previews(base):
     assert frames.shape == (4, 16, 16, 3)
 
 
+def test_page_and_measured_values(base):
+    workdir, _ = base
+    for directory, title in ((workdir, "stunet:test"), (workdir / "image_model", "text_to_image:test")):
+        page = (directory / "index.html").read_text()
+        assert f"<title>100% {title}</title>" in page
+        assert "all steps are done" in page
+    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records if "train/loss" in record] == [1, 2, 3, 4]
+    first, *_, last = [record for record in records if "validation/loss" in record]
+    gates = [name for name in first if name.startswith("gate_norms/")]
+    assert len(gates) == 7
+    assert all(last[name] > first[name] >= 0 for name in gates)
+    assert "trained/unet/down/0/layers/0/projection/kernel" in (workdir / "parameters.txt").read_text()
+
+
 def test_stopped_inflated_run_ends_bitwise_as_an_undisturbed_one(base, data_dir, tmp_path, monkeypatch, capsys):
     """It continues on its own copies of the image model."""
     config = small_config(stunet, data_dir)

@@ -6,7 +6,8 @@ text_encoder/checkpoint_<step>/   T5X format; absent where the text encoder was 
 backbone/                         inflated runs: the frozen image model; absent where it was imported
 checkpoints/<step>/               training state: parameters, their averages, optimiser
 image_model/                      inflated runs that trained their backbone: its run directory
-previews/, events.*               what people look at
+index.html, previews/, events.*   what people look at
+metrics.jsonl, parameters.txt     ... and read: measured values, the table of parameters
 """
 
 import dataclasses

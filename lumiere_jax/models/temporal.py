@@ -215,3 +215,26 @@ class TemporalUpsample(nnx.Module):
         context: TextContext,
     ) -> Float[Array, "batch new_frames new_height new_width channels"]:
         return self.conv(self.spatial(x, embedding, context).repeat(self.stride, axis=1))
+
+
+def gate_norms(temporal: dict) -> dict[str, Float[Array, ""]]:
+    """How far each inflation block has opened: the Frobenius norm of its projection, which starts at zero.
+
+    Args:
+      temporal: the trained parameters of an inflated model, as `parameter_partition.split` gives them.
+
+    Returns:
+      one number for each block, by its place in the model, as in `unet/down_blocks/0/resnets/0`.
+    """
+
+    def norms(tree: dict, path: tuple[str, ...]) -> dict[str, Array]:
+        found = {}
+        for name, child in tree.items():
+            if name == "projection":
+                squares = [jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(child)]
+                found["/".join(path)] = jnp.sqrt(sum(squares))
+            elif isinstance(child, dict):
+                found |= norms(child, (*path, str(name)))
+        return found
+
+    return norms(temporal, ())

@@ -10,8 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, UInt8
-from PIL import Image
+from jaxtyping import Float
 
 from lumiere_jax import __version__
 from lumiere_jax.checkpoints.run_directory import Run
@@ -66,13 +65,10 @@ def library_versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "numpy", "av")}
 
 
-def write_preview(
-    directory: str | os.PathLike[str], run: Run, prompts: Sequence[str], videos: Videos
-) -> UInt8[np.ndarray, "sheet_height sheet_width 3"]:
-    """Writes what a run generates at its present step: each clip, and one contact sheet of all, which is returned."""
+def write_preview(directory: str | os.PathLike[str], run: Run, prompts: Sequence[str], videos: Videos) -> pathlib.Path:
+    """Writes what a run generates at its present step: each clip, and `sheet.png` of all; returns where."""
     step_directory = pathlib.Path(directory) / f"step_{run.step:06d}"
     for number, (prompt, video) in enumerate(zip(prompts, videos, strict=True)):
         write_video(step_directory, file_name(number, prompt), video, run.config.clip.fps, {"prompt": prompt})
-    sheet = step_directory / "sheet.png"
-    video_io.write_contact_sheet(sheet, list(videos))
-    return np.asarray(Image.open(sheet).convert("RGB"))
+    video_io.write_contact_sheet(step_directory / "sheet.png", list(videos))
+    return step_directory

@@ -36,10 +36,10 @@ def test_older_runs_go_on_without_flips_and_single_frames(tmp_path, module):
     del older.dataset.flip_probability, older.training.image_share, older.training.image_batch_size
     RunDirectory(tmp_path).write_config(older, {})
     read = RunDirectory(tmp_path).read_config()
-    check_same_run(read, config)
+    check_same_run(read, config, {}, {})
     config.dataset.flip_probability = 0.5
     with pytest.raises(ValueError, match=r"dataset\.flip_probability: 0.0 when it was started, 0.5 now"):
-        check_same_run(read, config)
+        check_same_run(read, config, {}, {})
 
 
 def test_text_encoder_after_a_kill_and_after_a_loss(tmp_path):

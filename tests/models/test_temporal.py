@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import temporal_definitions as definitions
 from flax import nnx
-from random_unets import randomised
+from random_unets import randomised, smallest_stunet
 
 from lumiere_jax.abstract_model import OneKey
-from lumiere_jax.models import temporal
+from lumiere_jax.models import parameter_partition, temporal
 from lumiere_jax.models.layers import TemporalConv
 from lumiere_jax.models.temporal import TemporalConfig, TemporalParam, rotate_by_time
 from lumiere_jax.models.unet2d import SpatialLayer, SpatialResize, TextContext, UNet2DConfig
@@ -137,3 +137,15 @@ def test_attention_sees_the_order_of_frames():
     x = normal(2, 4, 2, 2, 4)
     order = np.array([2, 0, 3, 1])
     assert np.abs(call(module, x[:, order]) - call(module, x)[:, order]).max() > 1e-3
+
+
+def test_gate_norms_are_those_of_every_blocks_projection():
+    """Found by name in the parameters, here by type in the model."""
+    unet, expected = randomised(smallest_stunet()), {}
+    for path, module in nnx.iter_modules(unet):
+        if isinstance(module, (temporal.ConvInflationBlock, temporal.AttentionInflationBlock)):
+            kernel, bias = module.projection.kernel[...], module.projection.bias[...]
+            expected["/".join(map(str, path))] = np.sqrt(np.sum(np.square(kernel)) + np.sum(np.square(bias)))
+    _, trained, _ = parameter_partition.split(unet)
+    assert len(expected) > 3
+    assert jax.tree.map(float, temporal.gate_norms(trained)) == pytest.approx(expected, rel=1e-6)
