@@ -21,7 +21,7 @@ from absl.flags import FLAGS
 from flax import nnx
 from ml_collections import config_flags
 
-from lumiere_jax.checkpoints.checkpointing import CheckpointError, is_no_space_left
+from lumiere_jax.checkpoints.checkpointing import NO_SPACE_LEFT, CheckpointError, is_no_space_left
 from lumiere_jax.checkpoints.run_directory import Run, RunDirectory, build_unet
 from lumiere_jax.data.input_pipeline import prefetch
 from lumiere_jax.data.open_dataset import fingerprint, open_dataset
@@ -208,21 +208,15 @@ def main(_argv: list[str]) -> None:
         train(config, workdir)
     except Preempted as notice:
         _say(str(notice))
-    except (ValueError, CheckpointError, FloatingPointError) as error:
+    except (CheckpointError, FloatingPointError) as error:
         _end(str(error))
-    except OSError as error:
-        _end(_no_space_left(error.filename or workdir) if is_no_space_left(error) else str(error))
+    except (OSError, ValueError) as error:
+        path = getattr(error, "filename", None) or workdir
+        _end(f"{path}: {NO_SPACE_LEFT}" if is_no_space_left(error) else str(error))
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise
         _end(f"{str(error)[:1000]}\nWhere another process of the run has ended, its output says why")
-
-
-def _no_space_left(path: str | pathlib.Path) -> str:
-    return (
-        f"{path}: no space is left on the disk. Make room there, then start the same command again: it continues from "
-        "the newest complete checkpoint"
-    )
 
 
 def _end(message: str) -> None:

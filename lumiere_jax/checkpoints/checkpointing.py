@@ -22,6 +22,10 @@ from orbax.checkpoint import v1 as ocp
 
 from lumiere_jax.text.storage import StoredArray
 
+NO_SPACE_LEFT = (
+    "no space is left on the disk. Make room there, then start the same command again: it continues from the newest "
+    "complete checkpoint"
+)
 _LISTED = 8  # leaves named in a mismatch message
 
 
@@ -74,14 +78,12 @@ class CheckpointManager:
     def _writing(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, ValueError, RuntimeError) as error:
-            if is_no_space_left(error):
-                reason = "no space is left on the disk. Make room there"
-            else:
-                reason = f"{str(error)[:1000]}. Mend that"
+        except (OSError, ValueError) as error:
+            reason = NO_SPACE_LEFT if is_no_space_left(error) else str(error)[:1000]
+            newest = self.latest_step()
             raise CheckpointError(
-                f"{self._directory}: a checkpoint could not be written, {reason}, then start the same command again: "
-                f"it continues from the newest complete one, step {self.latest_step()}"
+                f"{self._directory}: a checkpoint could not be written: {reason} (the newest complete one is "
+                f"{'of step ' + str(newest) if newest is not None else 'none'})"
             ) from error
 
     def _open_writer(self) -> ocp.training.Checkpointer:
