@@ -12,6 +12,7 @@ import os
 import pathlib
 import sys
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -202,6 +203,8 @@ def main(_argv: list[str]) -> None:
     """Entry point."""
     # Orbax tells much that is of no interest; and its errors with all their tracebacks before it raises them.
     logging.set_verbosity(logging.FATAL)
+    if jax.process_count() > 1:
+        sys.excepthook = _end_after_traceback
     config = FLAGS.config
     workdir = FLAGS.workdir or pathlib.Path("workdir", config.name.replace(":", "_"))
     try:
@@ -222,8 +225,19 @@ def main(_argv: list[str]) -> None:
 def _end(message: str) -> None:
     if jax.process_count() == 1:
         sys.exit(f"error: {message}")
-    # At once: an orderly exit would wait for processes that wait for this one.
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    print(f"error: {message}", file=sys.stderr)
+    _end_at_once()
+
+
+def _end_after_traceback(*error: Any) -> None:
+    sys.__excepthook__(*error)
+    _end_at_once()
+
+
+def _end_at_once() -> None:
+    """For one of several processes: an orderly exit would wait, up to five minutes, for others that wait for it."""
+    sys.stdout.flush()
+    sys.stderr.flush()
     os._exit(1)
 
 
