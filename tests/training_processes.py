@@ -94,13 +94,20 @@ class TrainingServer:
         }
         return Training(self._server, _ask(self._server, request), log)
 
-    def start_several(self, count: int, *arguments: object, only_first: tuple[str, ...] = ()) -> list[Training]:
-        """Starts one run of `count` processes with one device each; the first gets further arguments."""
+    def start_several(self, count: int, *arguments: object, more: Mapping[int, str] | None = None) -> list[Training]:
+        """Starts one run of `count` processes with one device each; some get one more argument, by their number."""
         with socket.socket() as probe:
             probe.bind(("localhost", 0))
             port = probe.getsockname()[1]
         together = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": str(count)}
-        return [self.start(*arguments, environment=together | {"JAX_PROCESS_ID": str(index)}) for index in range(count)]
+        return [
+            self.start(
+                *arguments,
+                *((more[index],) if more and index in more else ()),
+                environment=together | {"JAX_PROCESS_ID": str(index)},
+            )
+            for index in range(count)
+        ]
 
     def close(self) -> None:
         """Ends the server; what still runs of its trainings is killed."""

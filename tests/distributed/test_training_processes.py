@@ -91,11 +91,17 @@ def test_when_one_process_is_killed_the_other_ends_soon(server, data_dir, tmp_pa
     assert trainings[killed].wait() == -signal.SIGKILL
 
 
-def test_an_error_in_one_process_ends_both(server, data_dir, tmp_path):
-    """Its cause is printed, and the other one does not wait for it."""
-    (tmp_path / "no directory").touch()
-    line = arguments(tmp_path / "run", data_dir, steps=LONG)
-    first, second = server.start_several(2, *line, only_first=(f"--workdir={tmp_path / 'no directory'}",))
-    assert first.wait(timeout=120) == 1
-    assert second.wait(timeout=120) != 0
-    assert "error: " in first.printed()
+@pytest.mark.parametrize("failing", [0, 1])
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [("dataset.path", "no_such_set", "error: "), ("unet.norm_num_groups", 0, "ZeroDivisionError")],
+)
+def test_an_error_in_one_process_ends_both(server, data_dir, tmp_path, failing, field, value, message):
+    """One that is told in a line, one that nobody thought of: the other process does not wait for it."""
+    line = arguments(tmp_path, data_dir, steps=LONG)
+    trainings = server.start_several(2, *line, more={failing: f"--config.{field}={value}"})
+    assert trainings[failing].wait(timeout=120) == 1
+    began = time.monotonic()
+    assert trainings[1 - failing].wait(timeout=120) != 0
+    print(f"the other process ended after {time.monotonic() - began:.1f} s")
+    assert message in trainings[failing].printed()
