@@ -18,7 +18,7 @@ import jax
 import numpy as np
 import pytest
 from small_runs import at_step, small_config, state_of
-from training_processes import training_server
+from training_processes import command_line, training_server
 
 from configs import text_to_image
 from lumiere_jax import train, train_guards, train_setup
@@ -183,21 +183,14 @@ def server(tmp_path_factory):
         yield server
 
 
-def command_line(workdir, data_dir, **training):
-    fields = {"training.checkpoint_every": 1, "training.preview_every": 0, "training.validate_every": 0}
-    fields |= {"dataset.data_dir": data_dir} | {f"training.{name}": value for name, value in training.items()}
-    options = (f"--config.{name}={value}" for name, value in fields.items())
-    return ("--config=configs/text_to_image.py:test", f"--workdir={workdir}", *options)
-
-
 def test_killed_at_random_moments(server, data_dir, tmp_path):
     """kill -9, five times; twenty and more: soak/soak.py."""
     seed, steps = 0, 30
     draw = random.Random(seed)
-    whole = server.start(*command_line(tmp_path / "whole", data_dir, steps=steps))
+    whole = server.start(*command_line(tmp_path / "whole", data_dir, steps=steps, checkpoint_every=1))
     assert whole.wait() == 0, whole.printed()
     checkpoints = RunDirectory(tmp_path / "run").checkpoints()
-    arguments = command_line(tmp_path / "run", data_dir, steps=steps)
+    arguments = command_line(tmp_path / "run", data_dir, steps=steps, checkpoint_every=1)
     complete = 0
     for _ in range(5):
         training = server.start(*arguments)
@@ -220,7 +213,7 @@ def test_killed_at_random_moments(server, data_dir, tmp_path):
 
 
 def test_sigterm_of_the_command_is_no_error(server, data_dir, tmp_path):
-    training = server.start(*command_line(tmp_path, data_dir, steps=1000))
+    training = server.start(*command_line(tmp_path, data_dir, steps=1000, checkpoint_every=1))
     training.wait_for_step(tmp_path, 3)
     training.send(signal.SIGTERM)
     assert training.wait() == 0, training.printed()
@@ -255,8 +248,8 @@ def test_event_file_on_a_full_disk(small_disk):
 
 def test_full_disk(server, data_dir, small_disk):
     workdir, filler = small_disk / "run", small_disk / "filler"
-    arguments = command_line(workdir, data_dir, steps=12)
-    first = server.start(*command_line(workdir, data_dir, steps=4))
+    arguments = command_line(workdir, data_dir, steps=12, checkpoint_every=1)
+    first = server.start(*command_line(workdir, data_dir, steps=4, checkpoint_every=1))
     assert first.wait() == 0, first.printed()
     free = shutil.disk_usage(small_disk).free
     filler.write_bytes(bytes(free - 600_000))  # less than a checkpoint needs

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 from small_runs import state_of
-from training_processes import training_server
+from training_processes import command_line, training_server
 
 from lumiere_jax.checkpoints.checkpointing import named_leaves
 from lumiere_jax.checkpoints.run_directory import RunDirectory
@@ -22,13 +22,8 @@ def server(tmp_path_factory):
         yield server
 
 
-def arguments(workdir, data_dir, **fields):
-    fields = {"steps": STEPS, "checkpoint_every": 2, "preview_every": 0, "validate_every": 0, **fields}
-    # A schedule that does not depend on where the run ends.
-    fields |= {"schedule": "constant", "ema_decays": "(0.9,0.5)"}
-    options = (f"--config.training.{name}={value}" for name, value in fields.items())
-    config = "--config=configs/text_to_image.py:test"
-    return config, f"--workdir={workdir}", f"--config.dataset.data_dir={data_dir}", *options
+def arguments(workdir, data_dir, steps=STEPS):
+    return command_line(workdir, data_dir, steps=steps, checkpoint_every=2)
 
 
 @pytest.fixture(scope="module")
