@@ -173,4 +173,5 @@ if __name__ == "__main__":
             for standard, file in ((0, nothing), (1, log), (2, log)):
                 os.dup2(file.fileno(), standard)
         sys.argv = ["lumiere_jax/train.py", *request["start"]]
+        del sys.modules["lumiere_jax.train"]  # it is run as the command now
         runpy.run_module("lumiere_jax.train", run_name="__main__")
