@@ -114,7 +114,9 @@ def judge(entry: Start, trainings: list[Training], has_ended: bool, is_early: bo
         entry.faults.append(f"still running {PATIENCE:.0f} s after the disturbance")
     if entry.after < entry.before:
         entry.faults.append("a complete checkpoint was lost")
-    if entry.before[1] and "parameters:" in printed and f"continuing from step {entry.before[1]}" not in printed:
+    image, video = entry.before
+    newest = video or image % STEPS  # an image model that is done is not gone back to
+    if newest and "parameters:" in printed and f"continuing from step {newest}" not in printed:
         entry.faults.append("did not continue from the newest complete step")
     match entry.disturbance:
         case "none" if codes != {0}:
@@ -168,6 +170,17 @@ def small_disk(path: pathlib.Path) -> Iterator[bool]:
             subprocess.run(["umount", "--lazy", str(path)], check=True)
 
 
+def undisturbed(server: TrainingServer, directory: pathlib.Path, draw: random.Random) -> tuple[str, float]:
+    """The hash of the state in which every run must end, in one process and in two; seconds of a run in one."""
+    whole = directory / "whole"
+    for processes, workdir in ((1, whole), (2, directory / "whole_of_two"), (1, directory / "again")):
+        entry = Start(0, "none", processes, 0.0)
+        one_start(server, entry, command_line(workdir, directory / "data"), workdir, draw)
+        print(describe(entry), flush=True)
+        assert tree_hash(state_of(workdir)) == tree_hash(state_of(whole)), f"{processes} processes differ"
+    return tree_hash(state_of(whole)), entry.seconds  # the last one compiles nothing
+
+
 def soak(minutes: float, seed: int, directory: pathlib.Path) -> bool:
     """Trains under disturbances for so long; whether all was as it should be."""
     directory.mkdir(parents=True)
@@ -180,15 +193,8 @@ def soak(minutes: float, seed: int, directory: pathlib.Path) -> bool:
         ) as server,
     ):
         disturbances = [name for name in DISTURBANCES if is_mounted or name != "full disk"]
-        whole, durations = directory / "whole", {}
-        for processes, workdir in ((1, whole), (2, directory / "whole_of_two"), (1, directory / "again")):
-            entry = Start(0, "none", processes, 0.0)
-            one_start(server, entry, command_line(workdir, directory / "data"), workdir, draw)
-            durations[processes] = entry.seconds  # the last one compiles nothing
-            entries.append(entry)
-            print(describe(entry), flush=True)
-            assert tree_hash(state_of(workdir)) == tree_hash(state_of(whole)), f"{processes} processes differ"
-        expected, end = tree_hash(state_of(whole)), time.monotonic() + 60 * minutes
+        expected, duration = undisturbed(server, directory, draw)
+        end = time.monotonic() + 60 * minutes
         while True:
             is_over = time.monotonic() > end
             processes = draw.choice((1, 2))
@@ -196,7 +202,7 @@ def soak(minutes: float, seed: int, directory: pathlib.Path) -> bool:
             if disturbance == "kill one of two":
                 processes = 2
             workdir = directory / "disk" / f"run_{len(runs)}"
-            entry = Start(len(runs), disturbance, processes, round(draw.uniform(0, durations[1]), 2))
+            entry = Start(len(runs), disturbance, processes, round(draw.uniform(0, duration), 2))
             one_start(server, entry, command_line(workdir, directory / "data"), workdir, draw)
             entries.append(entry)
             print(f"{max(0.0, end - time.monotonic()) / 60:5.1f} min left: {describe(entry)}", flush=True)
