@@ -53,7 +53,7 @@ class Training:
         if self.poll() is None:
             os.kill(self.pid, number)
 
-    def wait(self, timeout: float = 300.0) -> int:
+    def wait(self, timeout: float = 900.0) -> int:
         """Its exit code; kills it and raises a TimeoutError if it takes longer."""
         deadline = time.monotonic() + timeout
         while self.poll() is None:
@@ -67,7 +67,7 @@ class Training:
         """All that it wrote to standard output and error so far."""
         return self.log.read_text(errors="replace")
 
-    def wait_for_step(self, workdir: str | os.PathLike[str], step: int, timeout: float = 300.0) -> None:
+    def wait_for_step(self, workdir: str | os.PathLike[str], step: int, timeout: float = 900.0) -> None:
         """Returns when the run in `workdir` has a complete checkpoint of this step or a later one."""
         checkpoints, deadline = RunDirectory(workdir).checkpoints(), time.monotonic() + timeout
         while (checkpoints.latest_step() or 0) < step:
