@@ -12,6 +12,7 @@ import os
 import pathlib
 import sys
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ from absl.flags import FLAGS
 from flax import nnx
 from ml_collections import config_flags
 
-from lumiere_jax.checkpoints.checkpointing import CheckpointError
+from lumiere_jax.checkpoints.checkpointing import NO_SPACE_LEFT, CheckpointError, is_no_space_left
 from lumiere_jax.checkpoints.run_directory import Run, RunDirectory, build_unet
 from lumiere_jax.data.input_pipeline import prefetch
 from lumiere_jax.data.open_dataset import fingerprint, open_dataset
@@ -130,7 +131,9 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Non
     def save(state: TrainState) -> None:
         step = int(state.step)
         if "text_encoder" in state.averages[0]:
-            run_dir.write_text_encoder(step, state.averages[0]["text_encoder"])
+            checkpoints.wait()  # raises if the last save went wrong, before anything is removed
+            # One more than training states, as it is written first.
+            run_dir.write_text_encoder(step, state.averages[0]["text_encoder"], fields.keep_checkpoints + 1)
         checkpoints.save(step, state._asdict())
 
     def preview(state: TrainState) -> None:
@@ -202,18 +205,44 @@ def define_flags() -> None:
 
 def main(_argv: list[str]) -> None:
     """Entry point."""
-    logging.set_verbosity(logging.WARNING)  # Orbax tells much that is of no interest
+    # Orbax tells much that is of no interest; and its errors with all their tracebacks before it raises them.
+    logging.set_verbosity(logging.FATAL)
+    if jax.process_count() > 1:
+        sys.excepthook = _end_after_traceback
     config = FLAGS.config
+    workdir = FLAGS.workdir or pathlib.Path("workdir", config.name.replace(":", "_"))
     try:
-        train(config, FLAGS.workdir or pathlib.Path("workdir", config.name.replace(":", "_")))
+        train(config, workdir)
     except Preempted as notice:
         _say(str(notice))
-    except (ValueError, OSError, CheckpointError, FloatingPointError) as error:
+    except (CheckpointError, FloatingPointError) as error:
+        _end(str(error))
+    except (OSError, ValueError) as error:
+        path = getattr(error, "filename", None) or workdir
+        _end(f"{path}: {NO_SPACE_LEFT}" if is_no_space_left(error) else str(error))
+    except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
-            sys.exit(f"error: {error}")
-        # At once: an orderly exit would wait for processes that wait for this one.
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        os._exit(1)
+            raise
+        _end(f"{str(error)[:1000]}\nWhere another process of the run has ended, its output says why")
+
+
+def _end(message: str) -> None:
+    if jax.process_count() == 1:
+        sys.exit(f"error: {message}")
+    print(f"error: {message}", file=sys.stderr)
+    _end_at_once()
+
+
+def _end_after_traceback(*error: Any) -> None:
+    sys.__excepthook__(*error)
+    _end_at_once()
+
+
+def _end_at_once() -> None:
+    """For one of several processes: an orderly exit would wait, up to five minutes, for others that wait for it."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
 
 
 if __name__ == "__main__":

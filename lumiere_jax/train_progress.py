@@ -13,11 +13,12 @@ from types import TracebackType
 import jax
 import ml_collections
 import numpy as np
-import tensorboardX
 import tqdm
 from PIL import Image
+from tensorboardX import summary
 from tensorboardX.proto.summary_pb2 import Summary
 
+from lumiere_jax.event_file import EventFile
 from lumiere_jax.train_history import History
 from lumiere_jax.train_page import Status, write_page
 
@@ -68,7 +69,7 @@ class Progress:
         self._first, self._step, self._last = first_step, first_step, last_step
         self._seconds_at_peak = seconds_at_peak
         self._history = History(directory, first_step)
-        self._events = tensorboardX.SummaryWriter(os.fspath(directory), purge_step=first_step + 1)
+        self._events = EventFile(directory, first_step + 1)
         # A log file gets a line now and then, not ten a second.
         interval = 0.1 if sys.stderr.isatty() else 30.0
         self._bar = tqdm.tqdm(
@@ -132,7 +133,7 @@ class Progress:
         self._bar.write(line)
         norms = {f"gate_norms/{name}": float(norm) for name, norm in (gates or {}).items()}
         if norms:
-            self._events.add_histogram("gate_norms", np.array(list(norms.values())), step, bins="auto")
+            self._events.add_summary(summary.histogram("gate_norms", np.array(list(norms.values())), "auto"), step)
         self._record(step, {f"validation/{name}": float(loss) for name, loss in losses.items()} | norms)
         self._draw("running")
 
@@ -146,7 +147,7 @@ class Progress:
                 width, height = picture.size
             # The file as it is: TensorBoard plays a GIF, and tensorboardX would make one with MoviePy.
             encoded = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=file.read_bytes())
-            self._events.file_writer.add_summary(Summary(value=[Summary.Value(tag=name, image=encoded)]), step)
+            self._events.add_summary(Summary(value=[Summary.Value(tag=name, image=encoded)]), step)
         self._draw("running", is_due=True)
 
     def _report(self, step: int) -> None:
@@ -177,6 +178,7 @@ class Progress:
     def _record(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
             self._events.add_scalar(name, value, step)
+        self._events.flush()
         self._history.append(step, values)
 
     def _draw(self, state: str, message: str = "", *, is_due: bool = False) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.metadata
+import pathlib
 import platform
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
@@ -275,7 +276,8 @@ def _image_model(
     path = config.init_from
     if not path:
         path = run_dir.image_model
-        print(f"init_from names no image model: training it first, in {path}", flush=True)
+        if processes.is_first():
+            print(f"init_from names no image model: training it first, in {path}", flush=True)
         train_image_model(config.image_model, path)
     if is_imported_unet(path):
         check_conventions(open_imported_unet(path), config.diffusion)
@@ -314,11 +316,23 @@ def step_settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """What a run ran with: Python, the libraries, and this repository's commit where it is a git checkout."""
+    """What a run ran with: Python, the libraries, and this repository's commit where it is a git checkout.
+
+    Uncommitted changes are marked: `-dirty`.
+    """
     libraries = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets")
     found = {library: importlib.metadata.version(library) for library in libraries}
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return {"python": platform.python_version(), **found, "git": commit.stdout.strip() or "not a git checkout"}
+    return {"python": platform.python_version(), **found, "git": _commit()}
+
+
+def _commit() -> str:
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        # Wherever the training is started from.
+        told = subprocess.run(command, cwd=pathlib.Path(__file__).parent, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return "unknown: git is not installed"
+    return told.stdout.strip() or "not a git checkout"
 
 
 def check_captions(tokenizer: Tokenizer, length: int, *datasets: Dataset) -> None:

@@ -30,3 +30,9 @@ def float64():
     """Everything that the test makes and computes is float64."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    """Where the runs of a test session keep their prepared data set."""
+    return tmp_path_factory.mktemp("data")

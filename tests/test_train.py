@@ -1,21 +1,21 @@
-"""Training end to end on the `test` variants: both stages, resume, kill -9, bad input; then sampling and evaluation."""
+"""Training end to end on the `test` variants: both stages, bad input; then sampling and evaluation.
+
+What stops a run and how it continues: test_resume.py, distributed/test_training_processes.py.
+"""
 
 import contextlib
 import hashlib
 import io
 import json
 import os
-import pathlib
 import signal
-import subprocess
-import sys
-import time
 
 import jax
 import numpy as np
 import pytest
 from flax import nnx
 from PIL import Image
+from small_runs import at_step, command, small_config, state_of
 
 from configs import ssr, stunet, text_to_image
 from lumiere_jax import evaluate, sample, train, train_setup, train_step
@@ -23,24 +23,8 @@ from lumiere_jax.checkpoints.checkpointing import CheckpointError, load_tree, tr
 from lumiere_jax.checkpoints.run_directory import RunDirectory, load_run
 from lumiere_jax.checkpoints.temporal_weights import export_temporal, load_temporal
 from lumiere_jax.data import video_io
+from lumiere_jax.distributed.preemption import Preempted
 from lumiere_jax.pipelines.text_to_video import sample_videos, super_resolve
-
-ROOT = pathlib.Path(__file__).parent.parent
-
-
-def test_config(module, data_dir, **training):
-    config = module.get_config("test")
-    config.dataset.data_dir = str(data_dir)
-    config.training.update(training)
-    return config
-
-
-test_config.__test__ = False
-
-
-@pytest.fixture(scope="session")
-def data_dir(tmp_path_factory):
-    return tmp_path_factory.mktemp("data")
 
 
 @pytest.fixture(scope="session")
@@ -48,20 +32,15 @@ def base(tmp_path_factory, data_dir):
     """A trained STUNet with the image model that was trained first, and what the training printed."""
     workdir = tmp_path_factory.mktemp("base")
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        train.train(test_config(stunet, data_dir), workdir)
+        train.train(small_config(stunet, data_dir), workdir)
     return workdir, printed.getvalue()
 
 
 @pytest.fixture(scope="session")
 def super_resolution(tmp_path_factory, data_dir):
     workdir = tmp_path_factory.mktemp("ssr")
-    train.train(test_config(ssr, data_dir), workdir)
+    train.train(small_config(ssr, data_dir), workdir)
     return workdir
-
-
-def final_state(workdir):
-    directory = RunDirectory(workdir).checkpoints()
-    return tree_hash(load_tree(workdir / "checkpoints" / str(directory.latest_step())))
 
 
 def test_image_model_is_trained_first_and_said_so(base):
@@ -97,7 +76,7 @@ def test_frozen_parameters_are_kept_in_the_compute_dtype(base, data_dir, tmp_pat
         return train_step.train_step(state, frozen, *arguments, **settings)
 
     monkeypatch.setattr(train, "train_step", recorded)
-    config = test_config(stunet, data_dir, steps=1, preview_every=0)
+    config = small_config(stunet, data_dir, steps=1, preview_every=0)
     config.init_from, config.compute_dtype = str(base[0] / "image_model"), "bfloat16"
     train.train(config, tmp_path)
     assert dtypes == {"frozen": {"bfloat16"}, "trained": {"float32"}}
@@ -134,50 +113,23 @@ def test_page_and_measured_values(base):
     assert "trained/unet/down/0/layers/0/projection/kernel" in (workdir / "parameters.txt").read_text()
 
 
-def train_until_interrupted(config, workdir, step, monkeypatch):
-    check = train._check_finite
-
-    def interrupted(metrics, now, run_dir):
-        check(metrics, now, run_dir)
-        if now == step:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(train, "_check_finite", interrupted)
-        train.train(config, workdir)
-
-
-def test_interrupted_run_ends_bitwise_as_an_undisturbed_one(base, data_dir, tmp_path, monkeypatch, capsys):
-    workdir, _ = base
-    config = test_config(stunet, data_dir)
-    config.init_from = str(workdir / "image_model")
-    with pytest.raises(KeyboardInterrupt):
-        train_until_interrupted(config, tmp_path, 3, monkeypatch)
+def test_stopped_inflated_run_ends_bitwise_as_an_undisturbed_one(base, data_dir, tmp_path, monkeypatch, capsys):
+    """It continues on its own copies of the image model."""
+    config = small_config(stunet, data_dir)
+    config.init_from = str(base[0] / "image_model")
+    at_step(monkeypatch, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Preempted, match="is saved at step 3 of 4"):
+        train.train(config, tmp_path)
+    config.init_from = str(tmp_path / "gone")
     train.train(config, tmp_path)
-    assert "continuing from step 2" in capsys.readouterr().out
-    assert final_state(tmp_path) == final_state(workdir)
+    assert "continuing from step 3" in capsys.readouterr().out
+    assert tree_hash(state_of(tmp_path)) == tree_hash(state_of(base[0]))
     train.train(config, tmp_path)
     assert "nothing to do: 4 of 4 steps are done" in capsys.readouterr().out
 
 
-def test_not_a_number_stops_the_run_and_keeps_the_last_good_checkpoint(base, data_dir, tmp_path, monkeypatch):
-    workdir, _ = base
-    config = test_config(stunet, data_dir)
-    config.init_from = str(workdir / "image_model")
-    batches = train_setup.make_batches
-
-    def poisoned(*args, **kwargs):
-        for number, batch in enumerate(batches(*args, **kwargs), start=1):
-            yield batch | ({"video": batch["video"] * np.nan} if number == 3 else {})
-
-    monkeypatch.setattr(train_setup, "make_batches", poisoned)
-    with pytest.raises(FloatingPointError, match=r"step 3: .*last good checkpoint"):
-        train.train(config, tmp_path)
-    assert RunDirectory(tmp_path).checkpoints().latest_step() == 2
-
-
 def test_mixture_of_data_sets_and_batches_of_single_frames(base, data_dir, tmp_path, monkeypatch):
-    config = test_config(stunet, data_dir, image_share=0.5, image_batch_size=3)
+    config = small_config(stunet, data_dir, image_share=0.5, image_batch_size=3)
     config.init_from = str(base[0] / "image_model")
     config.dataset.update({"name": "mixture", "path": "moving_shapes:tiny=1", "flip_probability": 0.5})
     seen, batches = [], train_setup.make_batches
@@ -205,50 +157,13 @@ def test_mixture_of_data_sets_and_batches_of_single_frames(base, data_dir, tmp_p
     ],
 )
 def test_data_that_cannot_be_trained_on(base, data_dir, tmp_path, field, value, message):
-    config = test_config(stunet, data_dir)
+    config = small_config(stunet, data_dir)
     config.init_from = str(base[0] / "image_model")
     config.dataset.name = "mixture" if field == "dataset.path" else "moving_shapes"
     config.update_from_flattened_dict({field: value})
     with pytest.raises(ValueError, match=message):
         train.train(config, tmp_path)
     assert not list(tmp_path.iterdir())
-
-
-def run_cli(module, *arguments, **kwargs):
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
-        "PYTHONUNBUFFERED": "1",
-    }
-    command = [sys.executable, "-m", f"lumiere_jax.{module}", *map(str, arguments)]
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **kwargs
-    )
-
-
-def test_kill_in_the_middle_then_the_same_command(base, data_dir, tmp_path):
-    arguments = (
-        *("--config=configs/stunet.py:test", f"--workdir={tmp_path}", f"--config.dataset.data_dir={data_dir}"),
-        *(f"--config.init_from={base[0] / 'image_model'}", "--config.training.checkpoint_every=1"),
-        *("--config.training.steps=25", "--config.training.preview_every=0"),
-    )
-    process = run_cli("train", *arguments)
-    deadline = time.monotonic() + 300
-    while (RunDirectory(tmp_path).checkpoints().latest_step() or 0) < 2:
-        assert process.poll() is None, process.stdout.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
-    reached = RunDirectory(tmp_path).checkpoints().latest_step()
-    assert 2 <= reached < 25
-    again = run_cli("train", *arguments)
-    printed, _ = again.communicate(timeout=300)
-    assert again.returncode == 0, printed
-    assert f"continuing from step {reached}" in printed
-    assert RunDirectory(tmp_path).checkpoints().latest_step() == 25
 
 
 def test_exported_temporal_layers_over_an_image_model_of_our_own(base, tmp_path):
@@ -270,7 +185,7 @@ def test_exported_temporal_layers_over_an_image_model_of_our_own(base, tmp_path)
 
 
 def test_unknown_config_field(tmp_path):
-    process = run_cli("train", "--config=configs/stunet.py:test", f"--workdir={tmp_path}", "--config.training.stesp=3")
+    process = command("train", "--config=configs/stunet.py:test", f"--workdir={tmp_path}", "--config.training.stesp=3")
     printed, _ = process.communicate(timeout=120)
     assert process.returncode != 0
     assert "stesp" in printed
@@ -279,22 +194,22 @@ def test_unknown_config_field(tmp_path):
 
 def test_continuing_under_another_config(base, data_dir):
     workdir, _ = base
-    before = final_state(workdir)
-    config = test_config(stunet, data_dir, learning_rate=5e-4)
+    before = tree_hash(state_of(workdir))
+    config = small_config(stunet, data_dir, learning_rate=5e-4)
     with pytest.raises(ValueError, match=r"training.learning_rate: 0.001 when it was started, 0.0005 now"):
         train.train(config, workdir)
-    assert final_state(workdir) == before
+    assert tree_hash(state_of(workdir)) == before
 
 
 def test_backbone_that_is_not_there(data_dir, tmp_path):
-    config = test_config(stunet, data_dir)
+    config = small_config(stunet, data_dir)
     config.init_from = str(tmp_path / "nowhere")
     with pytest.raises(CheckpointError, match=r"nowhere is no run directory"):
         train.train(config, tmp_path / "run")
 
 
 def test_backbone_that_is_inflated_itself(base, data_dir, tmp_path):
-    config = test_config(stunet, data_dir)
+    config = small_config(stunet, data_dir)
     config.init_from = str(base[0])
     with pytest.raises(ValueError, match="give the run of an image model"):
         train.train(config, tmp_path)
@@ -321,7 +236,7 @@ def test_backbone_that_is_inflated_itself(base, data_dir, tmp_path):
     ],
 )
 def test_values_that_cannot_be_trained(data_dir, tmp_path, field, value, message):
-    config = test_config(text_to_image, data_dir)
+    config = small_config(text_to_image, data_dir)
     config.update_from_flattened_dict({field: value})
     with pytest.raises(ValueError, match=message):
         train.train(config, tmp_path)
@@ -334,19 +249,26 @@ def test_unknown_variant():
 
 
 def test_changed_fields_are_told_apart(base):
-    saved = RunDirectory(base[0]).read_config()
-    train_setup.check_same_run(saved, saved)
+    directory = RunDirectory(base[0])
+    saved, data = directory.read_config(), directory.read_data()
+    assert data.keys() == {"training", "validation"}
+    train_setup.check_same_run(saved, saved, data, data)
+    train_setup.check_same_run(saved, saved, {}, data)  # started before there was a hash
+    train_setup.check_same_run(None, saved, {}, data)
     other = saved.copy_and_resolve_references()
     other.temporal.strides = (1,)
-    with pytest.raises(ValueError, match=r"temporal.strides: \(2,\) when it was started, \(1,\) now"):
-        train_setup.check_same_run(saved, other)
+    message = r"temporal.strides: \(2,\) when it was started, \(1,\) now"
+    with pytest.raises(ValueError, match=message):
+        train_setup.check_same_run(saved, other, data, data)
+    other.training.steps, other.temporal.strides = 5, (2,)
+    train_setup.check_same_run(saved, other, data, data)
 
 
 # ------------------------------------------------------------------------------------ sampling
 
 
 def test_sampling_command(base, super_resolution, tmp_path):
-    process = run_cli(
+    process = command(
         "sample",
         *(f"--checkpoint={base[0]}", f"--super_resolution={super_resolution}", f"--output={tmp_path}"),
         *("--prompt=a red circle moving left", "--prompt=a blue star", "--seed=3"),

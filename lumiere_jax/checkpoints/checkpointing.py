@@ -5,9 +5,11 @@ flat: every leaf under the name of its path, `down/0/kernel`. The containers are
 nothing, and restoring into an abstract tree gives exactly that tree's structure.
 """
 
+import contextlib
+import errno
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -20,6 +22,10 @@ from orbax.checkpoint import v1 as ocp
 
 from lumiere_jax.text.storage import StoredArray
 
+NO_SPACE_LEFT = (
+    "no space is left on the disk. Make room there, then start the same command again: it continues from the newest "
+    "complete checkpoint"
+)
 _LISTED = 8  # leaves named in a mismatch message
 
 
@@ -54,7 +60,7 @@ class CheckpointManager:
           metadata: JSON values to keep with the step, see `metadata`.
 
         Raises:
-          CheckpointError: `step` is not later than the newest one.
+          CheckpointError: `step` is not later than the newest one, or the last save went wrong.
           ValueError: a leaf or a name that would not come back as it is.
         """
         leaves = _savable(tree)
@@ -65,7 +71,20 @@ class CheckpointManager:
                 f"cannot save step {step} into {self._directory}: its newest checkpoint is step {newest}. Continue "
                 "from that step, remove the later checkpoints, or choose another directory."
             )
-        self._open_writer().save_async(step, leaves, force=True, custom_metadata=dict(metadata or {}))
+        with self._writing():
+            self._open_writer().save_async(step, leaves, force=True, custom_metadata=dict(metadata or {}))
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            reason = NO_SPACE_LEFT if is_no_space_left(error) else str(error)[:1000]
+            newest = self.latest_step()
+            raise CheckpointError(
+                f"{self._directory}: a checkpoint could not be written: {reason} (the newest complete one is "
+                f"{'of step ' + str(newest) if newest is not None else 'none'})"
+            ) from error
 
     def _open_writer(self) -> ocp.training.Checkpointer:
         if self._writer is None:
@@ -121,13 +140,15 @@ class CheckpointManager:
     def wait(self) -> None:
         """Waits until the last `save` is on disk."""
         if self._writer is not None:
-            self._writer.wait()
+            with self._writing():
+                self._writer.wait()
 
     def close(self) -> None:
         """Waits for the last `save` and gives up the directory."""
         writer, self._writer = self._writer, None
         if writer is not None:
-            writer.close()
+            with self._writing():
+                writer.close()
 
     def __enter__(self) -> "CheckpointManager":
         return self
@@ -136,6 +157,12 @@ class CheckpointManager:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def is_no_space_left(error: BaseException) -> bool:
+    """Whether a file system was full, or a quota used up; Orbax tells it in words alone."""
+    numbers = (errno.ENOSPC, errno.EDQUOT)
+    return getattr(error, "errno", None) in numbers or any(os.strerror(number) in str(error) for number in numbers)
 
 
 def save_tree(path: str | os.PathLike, tree: Any, *, overwrite: bool = False) -> None:

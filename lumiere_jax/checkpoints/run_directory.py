@@ -160,7 +160,7 @@ class RunDirectory:
         self._write(TOKENIZER, tokenizer.model_bytes)
 
     def write_text_encoder(self, step: int, parameters: dict[str, Any], keep: int = 2) -> None:
-        """Writes the text encoder as T5X does, for the training state of `step`; the newest `keep` stay.
+        """Writes the text encoder as T5X does, for the training state of `step`, before that; the newest `keep` stay.
 
         One that this project trained but the run does not is written once, for step 0; an imported one never.
         """
@@ -168,10 +168,13 @@ class RunDirectory:
             return
         directory = self.path / "text_encoder"
         directory.mkdir(parents=True, exist_ok=True)
-        if not (directory / f"checkpoint_{step}").exists():
-            write_t5x_checkpoint(directory, step, parameters)
+        # What a killed run left: half-written, or of steps whose training state was never complete or is lost.
+        half_written = [child for child in directory.iterdir() if ".tmp-" in child.name]
+        for left in [*half_written, *(_encoder(directory, other) for other in _steps(directory) if other >= step)]:
+            shutil.rmtree(left)
+        write_t5x_checkpoint(directory, step, parameters)
         for old in sorted(_steps(directory))[:-keep]:
-            shutil.rmtree(directory / f"checkpoint_{old}")
+            shutil.rmtree(_encoder(directory, old))
 
     def remove_image_model(self) -> None:
         """Removes the run's copies of a frozen image model and text encoder."""
@@ -190,12 +193,17 @@ class RunDirectory:
         directory = self.path / "text_encoder"
         for candidate in (step, 0):
             if candidate in _steps(directory):
-                return directory / f"checkpoint_{candidate}"
+                return _encoder(directory, candidate)
         raise CheckpointError(f"{directory} has no text encoder for step {step}: was it removed? Train again")
 
 
+def _encoder(directory: pathlib.Path, step: int) -> pathlib.Path:
+    return directory / f"checkpoint_{step}"
+
+
 def _steps(directory: pathlib.Path) -> list[int]:
-    return [int(child.name.removeprefix("checkpoint_")) for child in directory.glob("checkpoint_*[0-9]")]
+    names = (child.name.removeprefix("checkpoint_") for child in directory.glob("checkpoint_*"))
+    return [int(name) for name in names if name.isdecimal()]  # others are half-written
 
 
 def config_from_json(fields: dict[str, Any]) -> ml_collections.ConfigDict:
