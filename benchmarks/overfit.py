@@ -55,8 +55,8 @@ _FREE = {
 }
 _ADVICE = {
     "above": {
-        "image_model": "The image model does not learn as it should. Look at the learning rate and the gradient's norm, "
-        "at whether captions belong to their clips, at the average of the parameters.",
+        "image_model": "The image model does not learn as it should. Look at the learning rate and the norm of the "
+        "gradient, at whether captions belong to their clips, at the average of the parameters.",
         "stunet": "The image model is as it should be, so look at the temporal layers: are they trained, do they see "
         "the frames in their order?",
     },
