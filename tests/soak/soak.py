@@ -34,6 +34,7 @@ from lumiere_jax.checkpoints.run_directory import RunDirectory  # noqa: E402
 
 STEPS, CHECKPOINT_EVERY = 12, 2  # of each stage
 DISK = 64 << 20  # bytes
+PROGRESS = "step/s"  # what only the progress bar prints, once training has begun
 # A process whose partner is gone must have ended after this many seconds; JAX's own limit is 100.
 PATIENCE = 600.0
 DISTURBANCES = ("kill", "kill one of two", "SIGTERM", "full disk", "newest checkpoint deleted", "none")
@@ -116,7 +117,8 @@ def judge(entry: Start, trainings: list[Training], has_ended: bool, is_early: bo
         entry.faults.append("a complete checkpoint was lost")
     image, video = entry.before
     newest = video or image % STEPS  # an image model that is done is not gone back to
-    if newest and "parameters:" in printed and f"continuing from step {newest}" not in printed:
+    is_in_loop = PROGRESS in trainings[0].printed()
+    if newest and is_in_loop and f"continuing from step {newest}" not in printed:
         entry.faults.append("did not continue from the newest complete step")
     match entry.disturbance:
         case "none" if codes != {0}:
@@ -143,7 +145,7 @@ def one_start(
     trainings = start(server, entry.processes, arguments)
     is_early = False
     if entry.disturbance != "none" and not wait(trainings, entry.seconds_until):
-        is_early = "step/s" not in trainings[0].printed()  # its progress bar
+        is_early = PROGRESS not in trainings[0].printed()
         disturb(entry, trainings, workdir.parent, draw)
     has_ended = wait(trainings, PATIENCE)
     for training in trainings:
