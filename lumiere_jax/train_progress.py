@@ -69,18 +69,18 @@ class Progress:
         self._first, self._step, self._last = first_step, first_step, last_step
         self._seconds_at_peak = seconds_at_peak
         self._history = History(directory, first_step)
+        self._window = _Window()
+        self._seen: set[tuple[int, ...]] = set()
+        self._quiet_windows = _WARN_EVERY
+        self._since, self._began = time.monotonic(), None
+        self._next_page = -math.inf
+        self._draw("running")  # may raise: nothing is open yet
         self._events = EventFile(directory, first_step + 1)
         # A log file gets a line now and then, not ten a second.
         interval = 0.1 if sys.stderr.isatty() else 30.0
         self._bar = tqdm.tqdm(
             total=last_step, initial=first_step, unit="step", dynamic_ncols=True, mininterval=interval, smoothing=0.05
         )
-        self._window = _Window()
-        self._seen: set[tuple[int, ...]] = set()
-        self._quiet_windows = _WARN_EVERY
-        self._since, self._began = time.monotonic(), None
-        self._next_page = -math.inf
-        self._draw("running")
 
     def step(self, step: int, metrics: Mapping[str, float], waited: float, video_shape: tuple[int, ...]) -> None:
         """Counts an update; every `log_every` of them report the means of their metrics, and the throughput.

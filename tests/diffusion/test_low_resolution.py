@@ -75,7 +75,8 @@ def test_training_tells_the_network_the_level_that_was_applied():
     @jax.jit
     def record(video):
         model = Recorder()
-        train_step._denoiser(model, batch, key, objective)(video, jnp.full((64,), 0.5))
+        draws = train_step._draw(jnp.full((64,), 0.5), key, key, video, objective)
+        train_step._loss(model, batch, draws, objective)
         return model.time, model.low_res, model.noise_level
 
     time, low_res, label = (np.asarray(a) for a in record(video))
