@@ -17,10 +17,11 @@ class EventFile:
     """A new event file in a run's directory; what it cannot write is an OSError here."""
 
     def __init__(self, directory: str | os.PathLike[str], first_step: int):
-        """Args.
+        """Opens the file.
 
-        directory: of the run; is made.
-        first_step: TensorBoard passes over what earlier files have of this step and later ones.
+        Args:
+          directory: of the run; is made.
+          first_step: TensorBoard passes over what earlier files have of this step and later ones.
         """
         os.makedirs(directory, exist_ok=True)
         self._writer = EventsWriter(os.path.join(directory, "events"))

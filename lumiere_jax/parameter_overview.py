@@ -10,6 +10,8 @@ import numpy as np
 from clu import parameter_overview
 from jaxtyping import Array, Float
 
+from lumiere_jax.distributed import processes
+
 
 @dataclasses.dataclass(frozen=True)
 class _Row:
@@ -36,7 +38,7 @@ def write_overview(path: str | os.PathLike[str], trained: dict, frozen: dict) ->
     }
     # On the devices: billions of parameters would take a host minutes.
     statistics = jax.device_get([_mean_std(leaf) for leaf in leaves.values()])
-    if jax.process_index():
+    if not processes.is_first():
         return
     rows = [_row(name, leaf, *found) for (name, leaf), found in zip(leaves.items(), statistics, strict=True)]
     pathlib.Path(path).write_text(parameter_overview.make_table(rows) + "\n", encoding="utf-8")

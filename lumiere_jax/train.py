@@ -86,7 +86,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Non
     embeddings = open_embeddings(prepared, train_set, validation_set)
     data = {"training": fingerprint(train_set), "validation": fingerprint(validation_set)}
     check_same_run(run_dir.read_config(), config, run_dir.read_data(), data)
-    _say(f"=== {config.name} in {run_dir.path} ===")
+    processes.say(f"=== {config.name} in {run_dir.path} ===")
 
     # ---------------------------------------------------------------- Network: what is trained, what is frozen
     text_to_video = functools.partial(
@@ -99,7 +99,9 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Non
     run_dir.write_config(config, versions(), prepared.references, data)  # only now: the network can be built
     graphdef, trained, frozen = parameter_partition.split(model)
     frozen = partitioning.place(mesh, jax.tree.map(lambda leaf: leaf.astype(model.dtype), frozen))
-    _say(f"parameters: {parameter_partition.count(trained):,} trained, {parameter_partition.count(frozen):,} frozen")
+    processes.say(
+        f"parameters: {parameter_partition.count(trained):,} trained, {parameter_partition.count(frozen):,} frozen"
+    )
 
     # ---------------------------------------------------------------- Training state: new, or the newest checkpoint
     settings, fields = step_settings(config), config.training
@@ -107,10 +109,10 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Non
     checkpoints = run_dir.checkpoints(fields.keep_checkpoints)
     if checkpoints.latest_step() is not None:
         state = TrainState(**checkpoints.restore(state._asdict())[1])
-        _say(f"continuing from step {int(state.step)}")
+        processes.say(f"continuing from step {int(state.step)}")
     first_step, last_step = int(state.step), fields.steps
     if first_step >= last_step:
-        _say(f"nothing to do: {first_step} of {last_step} steps are done")
+        processes.say(f"nothing to do: {first_step} of {last_step} steps are done")
         return
     write_overview(run_dir.path / "parameters.txt", state.parameters, frozen)
 
@@ -165,9 +167,11 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Non
             batch = next(batches)
             waited = time.monotonic() - asked
             state, metrics = update(state, frozen, batch, config.seed)
-            metrics = {name: float(value) for name, value in metrics.items()}
-            metrics["learning_rate"] = float(learning_rate(step - 1 - int(metrics["skipped"])))
-            act(metrics, step, fields, _say)
+            # One transfer for all of them; the rate is a program of its own, and the devices would wait for it.
+            metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
+            if step % fields.log_every == 0:
+                metrics["learning_rate"] = float(learning_rate(step - 1 - int(metrics["skipped"])))
+            act(metrics, step, fields, processes.say)
             progress.step(step, metrics, waited, batch.video.shape)
             with progress.pause():
                 if _due(step, fields.validate_every, last_step) or step == first_step + 1:
@@ -182,11 +186,6 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Non
                 saved = f"{run_dir.path} is saved at step {step} of {last_step}"
                 raise Preempted(f"asked to end: {saved}. The same command continues it")
     processes.wait_for_all("end of a stage")
-
-
-def _say(line: str) -> None:
-    if processes.is_first():
-        print(line, flush=True)
 
 
 def _to_device(mesh: jax.sharding.Mesh, batch: dict) -> Batch:
@@ -214,7 +213,7 @@ def main(_argv: list[str]) -> None:
     try:
         train(config, workdir)
     except Preempted as notice:
-        _say(str(notice))
+        processes.say(str(notice))
     except (CheckpointError, FloatingPointError) as error:
         _end(str(error))
     except (OSError, ValueError) as error:

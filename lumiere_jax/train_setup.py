@@ -276,8 +276,7 @@ def _image_model(
     path = config.init_from
     if not path:
         path = run_dir.image_model
-        if processes.is_first():
-            print(f"init_from names no image model: training it first, in {path}", flush=True)
+        processes.say(f"init_from names no image model: training it first, in {path}")
         train_image_model(config.image_model, path)
     if is_imported_unet(path):
         check_conventions(open_imported_unet(path), config.diffusion)

@@ -12,6 +12,12 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
+def say(line: str) -> None:
+    """Prints a line, once for all processes of a run."""
+    if is_first():
+        print(line, flush=True)
+
+
 def wait_for_all(what: str) -> None:
     """Goes on when all processes have come here.
 
