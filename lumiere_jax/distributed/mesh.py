@@ -5,6 +5,7 @@ neighbours' edge rows.
 """
 
 import os
+from collections.abc import Sequence
 
 import jax
 from jax.sharding import AxisType, Mesh
@@ -43,17 +44,19 @@ def initialize() -> None:
         jax.distributed.initialize()
 
 
-def make_mesh(data: int = -1, rows: int = 1) -> Mesh:
+def make_mesh(data: int = -1, rows: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh over all devices of all hosts, with automatic (compiler-propagated) axes "data" and "rows".
 
     Args:
       data: devices along the batch; -1 for as many as `rows` leaves.
       rows: devices along the height of a frame.
+      devices: those of a slice to compile for (`tpu_slice.devices_of`); default: those that are there.
 
     Raises:
       ValueError: data · rows is not the number of devices.
     """
-    count = jax.device_count()
+    devices = jax.devices() if devices is None else devices
+    count = len(devices)
     if rows < 1 or count % rows:
         raise ValueError(f"rows={rows} does not divide the {count} devices: choose a divisor of {count}")
     if data == -1:
@@ -63,4 +66,4 @@ def make_mesh(data: int = -1, rows: int = 1) -> Mesh:
             f"data={data} times rows={rows} is {data * rows}, but there are {count} devices: set data=-1 (here "
             f"{count // rows}), or choose another rows"
         )
-    return jax.make_mesh((data, rows), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return jax.make_mesh((data, rows), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
