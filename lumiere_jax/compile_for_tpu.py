@@ -1,46 +1,119 @@
-"""Compiles a config's program for a TPU slice that is not at hand: does it fit, how long would a step take?
+"""Compiles a config's program for a TPU slice that is not at hand: does it fit, and how long would a step take?
 
-    python -m lumiere_jax.compile_for_tpu --config=configs/stunet.py:if_m --topology=v5e:4x4
-    python -m lumiere_jax.compile_for_tpu --config=configs/stunet.py:if_m --topology=v5e:4x4 --program=sample
+    python -m lumiere_jax.compile_for_tpu --config=configs/stunet.py:if_l --topology=v5e:4x4
+    python -m lumiere_jax.compile_for_tpu --config=configs/stunet.py:if_l --topology=v5e:4x4 --program=sample
+    python -m lumiere_jax.compile_for_tpu --config=configs/stunet.py:small --topology=v5e:2x2 --plan
 
-The very functions that train and sample are compiled ahead of time by libtpu, on any Linux machine; no weights are made.
+The functions that train and sample are compiled by libtpu, on any Linux machine and without a TPU; no weights are made.
+The config says the batch, the mesh, what is sharded and what is computed again, as it does for training:
+`--config.training.batch_size=16 --config.mesh.rows=4 --config.fsdp --config.remat.block=full`. Full-size programs take
+minutes to compile, and gigabytes of memory. What the numbers mean: docs/performance.md.
 """
+
 import dataclasses
-import functools
 import json
 import pathlib
-import re
 import sys
-import time
-from typing import Any
+from collections.abc import Iterator
 
 import jax
-import jax.numpy as jnp
 import ml_collections
+import tqdm
 from absl import app, flags, logging
 from absl.flags import FLAGS
 from ml_collections import config_flags
 
-from lumiere_jax.abstract_model import abstract_batch, abstract_model
-from lumiere_jax.distributed import partitioning, tpu_slice
-from lumiere_jax.distributed.compiled_program import Cost, cost_of
-from lumiere_jax.distributed.mesh import make_mesh
-from lumiere_jax.distributed.model_flops import count_flops, peak_flops
-from lumiere_jax.models import parameter_partition
-from lumiere_jax.train_setup import check_batches, check_config, jit_update, step_settings
-from lumiere_jax.train_step import create_state
+from lumiere_jax.abstract_program import PROGRAMS
+from lumiere_jax.distributed import tpu_slice
+from lumiere_jax.distributed.tpu_report import Report, compile_and_report
+
+# What a plan tries: from the policy that computes least again to the one that keeps least.
+_POLICIES = (
+    {"block": "none", "spatial": "none", "temporal": "none"},
+    {"block": "products", "spatial": "none", "temporal": "none"},
+    {"block": "none", "spatial": "full", "temporal": "full"},
+    {"block": "full", "spatial": "none", "temporal": "none"},
+)
 
 
-def lower_training_step(config, mesh):
-    model = abstract_model(config)
-    graphdef, trained, frozen = parameter_partition.split(model)
-    settings = step_settings(config)
-    def placed(tree, shardings):
-        return jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree, shardings)
-    state = jax.eval_shape(lambda p: create_state(p, settings["optimizer"], len(config.training.ema_decays)), trained)
-    state = placed(state, partitioning.parameter_shardings(mesh, state, fsdp=config.fsdp))
-    frozen = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, model.dtype), frozen)
-    frozen = placed(frozen, partitioning.parameter_shardings(mesh, frozen, fsdp=config.fsdp))
-    batch = abstract_batch(config, config.training.batch_size)
-    batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=partitioning.batch_sharding(mesh, len(leaf.shape))), batch)
-    return jit_update(graphdef, settings, state).lower(state, frozen, batch, config.seed)
+def candidates(config: ml_collections.ConfigDict, chips: int) -> Iterator[list[ml_collections.ConfigDict]]:
+    """The configs that a plan compiles: a list for each mesh that divides batch and height, least recomputed first."""
+    coarsest = config.clip.size // 2 ** (len(config.image_model.unet.block_out_channels) - 1)
+    for rows in (rows for rows in range(1, chips + 1) if chips % rows == 0):
+        parts = config.training.batch_size % (chips // rows * config.training.accumulation_steps) == 0
+        if parts and coarsest % rows == 0:
+            row = []
+            for policies in _POLICIES:
+                candidate = ml_collections.ConfigDict(config.to_dict())
+                candidate.mesh = {"data": -1, "rows": rows}
+                candidate.remat.update(policies)
+                row.append(candidate)
+            yield row
+
+
+def plan(config: ml_collections.ConfigDict, topology: str, program: str) -> list[Report]:
+    """Compiles for each mesh with ever more recomputation until it fits; the fastest that fits comes first.
+
+    Raises:
+      ValueError: no mesh of the slice divides the batch.
+    """
+    chips = len(tpu_slice.devices_of(topology))
+    reports, rows = [], list(candidates(config, chips))
+    if not rows:
+        raise ValueError(
+            f"training.batch_size={config.training.batch_size}: no mesh of the {chips} chips of {topology} divides it "
+            f"and the height of the coarsest level. Make it a multiple, or a divisor, of {chips}"
+        )
+    with tqdm.tqdm(rows, desc="meshes", leave=False) as bar:
+        for same_mesh in bar:
+            for candidate in same_mesh:
+                bar.set_postfix(rows=candidate.mesh.rows, remat=candidate.remat.block)
+                report = compile_and_report(candidate, topology, program)
+                reports.append(report)
+                tqdm.tqdm.write(report.line())
+                if report.fits:
+                    break
+    return sorted(reports, key=lambda report: (not report.fits, report.seconds_a_step or 0.0))
+
+
+def define_flags() -> None:
+    """The command line; defined by the entry point alone, so that several can be imported side by side."""
+    config_flags.DEFINE_config_file("config", None, "What would be trained: configs/FILE.py[:VARIANT], inflated.")
+    flags.DEFINE_string("topology", None, "The slice: v5e:4x4, v5p:4x4x4, v6e:8x8, ...")
+    flags.DEFINE_enum("program", "train", list(PROGRAMS), "A training step, or all of a batch's sampling.")
+    flags.DEFINE_bool("plan", False, "Try meshes and rematerialisation policies, and recommend one.")
+    flags.DEFINE_string("output", None, "A JSON file for the report; default: tpu_CONFIG_TOPOLOGY_PROGRAM.json.")
+
+
+def main(_argv: list[str]) -> None:
+    """Entry point."""
+    logging.set_verbosity(logging.ERROR)
+    config, topology = FLAGS.config, FLAGS.topology
+    name = f"tpu_{config.name}_{topology}_{FLAGS.program}".replace(":", "_").replace("/", "_")
+    output = pathlib.Path(FLAGS.output or f"{name}.json")
+    try:
+        if FLAGS.plan:
+            reports = plan(config, topology, FLAGS.program)
+        else:
+            reports = [compile_and_report(config, topology, FLAGS.program)]
+    except (RuntimeError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    found = [dataclasses.asdict(report) for report in reports]
+    output.write_text(json.dumps(found if FLAGS.plan else found[0], indent=2) + "\n")
+    print(reports[0].text())
+    if FLAGS.plan and reports[0].fits:
+        print(f"recommended: {reports[0].flags()}")
+    print(output)
+    if not reports[0].fits:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    try:
+        tpu_slice.prepare()
+    except RuntimeError as missing:
+        sys.exit(f"error: {missing}")
+    jax.config.update("jax_enable_compilation_cache", False)  # it cannot hold programs for other devices' topologies
+    define_flags()
+    flags.mark_flags_as_required(["config", "topology"])
+    app.run(main)

@@ -325,6 +325,7 @@ def jit_update(graphdef: nnx.GraphDef, settings: dict[str, Any], state: TrainSta
     """
     update = functools.partial(train_step, graphdef=graphdef, **settings)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    update = partitioning.on_mesh(state.step.sharding.mesh, update)
     return jax.jit(update, donate_argnums=0, out_shardings=(shardings, None))
 
 

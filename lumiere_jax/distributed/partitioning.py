@@ -4,6 +4,8 @@ Or, fully sharded (FSDP), each parameter is divided over an axis of the mesh, ga
 gradient summed to where it lies.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -101,6 +103,28 @@ def _divided(mesh: Mesh, shape: tuple[int, ...]) -> P:
                 spec[axis] = names
                 return P(*spec)
     return P()
+
+
+def on_mesh(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, traced so that the layers in it know of the mesh: they gather fully sharded parameters themselves."""
+
+    @functools.wraps(function)
+    def traced(*arguments: Any) -> Any:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*arguments)
+
+    return traced
+
+
+def gathered(parameter: jax.Array) -> jax.Array:
+    """A parameter whole on every device, in a function that is traced `on_mesh`; elsewhere as it is.
+
+    Left to itself, the compiler may divide a video's channels as a layer's parameters are divided, and then sends the
+    video around, which is larger.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return parameter
+    return jax.lax.with_sharding_constraint(parameter, P())
 
 
 def place(mesh: Mesh, state: Any, *, fsdp: bool = False) -> Any:

@@ -13,8 +13,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
+
+from lumiere_jax.distributed.partitioning import gathered
 
 Initializer = Callable[..., Array]
 
@@ -25,14 +26,9 @@ zeros: Initializer = jax.nn.initializers.zeros
 fan_in_third: Initializer = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
-def whole(parameter: nnx.Param, dtype: jnp.dtype) -> Array:
-    """A parameter's value in the type of the computation, whole on each device of the mesh that is set.
-
-    So a fully sharded parameter is gathered where a layer reads it. Left to itself, the compiler may divide the video's
-    channels as the parameter is divided, and send the video around, which is larger.
-    """
-    value = parameter[...].astype(dtype)
-    return value if jax.sharding.get_abstract_mesh().empty else jax.lax.with_sharding_constraint(value, PartitionSpec())
+def _value(parameter: nnx.Param, dtype: jnp.dtype) -> Array:
+    """In the type of the computation, and only then gathered from the devices that it is divided over."""
+    return gathered(parameter[...].astype(dtype))
 
 
 class Linear(nnx.Module):
@@ -51,7 +47,7 @@ class Linear(nnx.Module):
         self.bias = param(jnp.zeros((out_features,)))
 
     def __call__(self, x: Float[Array, "*batch features"]) -> Float[Array, "*batch out"]:
-        return x @ whole(self.kernel, x.dtype) + whole(self.bias, x.dtype)
+        return x @ _value(self.kernel, x.dtype) + _value(self.bias, x.dtype)
 
 
 class SpatialConv(nnx.Module):
@@ -77,12 +73,12 @@ class SpatialConv(nnx.Module):
         frames = x.reshape(-1, *x.shape[2:])
         y = jax.lax.conv_general_dilated(
             frames,
-            whole(self.kernel, x.dtype),
+            _value(self.kernel, x.dtype),
             (1, 1),
             "SAME",
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-        y = y + whole(self.bias, x.dtype)
+        y = y + _value(self.bias, x.dtype)
         return y.reshape(*x.shape[:2], *y.shape[1:])
 
 
@@ -108,15 +104,14 @@ class TemporalConv(nnx.Module):
     def __call__(
         self, x: Float[Array, "batch frames height width in"]
     ) -> Float[Array, "batch frames height width out"]:
-        batch, frames, height, width, _ = x.shape
         y = jax.lax.conv_general_dilated(
-            x.reshape(batch, frames, height * width, -1),
-            whole(self.kernel, x.dtype)[:, None],
-            (1, 1),
+            x,
+            _value(self.kernel, x.dtype)[:, None, None],
+            (1, 1, 1),
             "SAME",
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
         )
-        return (y + whole(self.bias, x.dtype)).reshape(batch, frames, height, width, -1)
+        return y + _value(self.bias, x.dtype)
 
 
 class GroupNorm(nnx.Module):

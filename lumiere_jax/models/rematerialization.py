@@ -3,8 +3,9 @@
 Each field of `Rematerialization` is a kind of module and has the name of a policy:
 
 none       the module's values are kept. All that the backward pass reads lies in memory at once.
-products   kept are its inputs, and the results of its convolutions and of its products with weights. Computed again
-           are normalisations, activations and attention weights: many values, few operations.
+products   kept are its inputs, the results of its convolutions and of its products with weights, and statistics
+           over many values. Computed again are normalisations, activations and attention weights: many values, few
+           operations.
 full       kept are its inputs alone. Computed again is all of it that its gradient asks for.
 
 Attention over the pixels of a frame has a policy of its own, which is about sampling too: see `attention`.
@@ -16,6 +17,7 @@ docs/model_sizes.md has what each of them keeps and costs.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -23,16 +25,22 @@ import jax
 from flax import nnx
 
 
-def _is_product(primitive: Any, *_: Any, **parameters: Any) -> bool:
-    """A convolution, or a matrix product without batch axes: with weights. Attention's have batch axes."""
+# A sum over this many values or more is a statistic of a normalisation: one value to keep, all of them to read again.
+_MANY_VALUES = 64
+
+
+def _is_product_or_statistic(primitive: Any, *inputs: Any, **parameters: Any) -> bool:
+    """A convolution; a matrix product without batch axes: with weights, as attention's have batch axes; a long sum."""
     if primitive is jax.lax.dot_general_p:
         _, (batch_axes, _) = parameters["dimension_numbers"]
         return not batch_axes
+    if primitive is jax.lax.reduce_sum_p:
+        return math.prod(inputs[0].shape[axis] for axis in parameters["axes"]) >= _MANY_VALUES
     return primitive is jax.lax.conv_general_dilated_p
 
 
 _KEPT = {
-    "products": _is_product,
+    "products": _is_product_or_statistic,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 POLICIES = ("none", *_KEPT)

@@ -1,0 +1,191 @@
+"""What there is to say of a program that was compiled for a TPU slice: memory, work, communication, time, chip-hours."""
+
+import dataclasses
+import importlib.metadata
+import re
+import time
+from typing import Any
+
+import jax
+import ml_collections
+
+from lumiere_jax.abstract_program import PROGRAMS, needed_flops
+from lumiere_jax.distributed import tpu_slice
+from lumiere_jax.distributed.compiled_program import cost_of
+from lumiere_jax.distributed.mesh import make_mesh
+from lumiere_jax.distributed.model_flops import peak_flops
+from lumiere_jax.train_setup import check_batches
+
+_GIB = 2**30
+_USED = re.compile(r"Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm")
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """One program on one slice; bytes, FLOPs and seconds are those of one chip and one call, unless it says otherwise.
+
+    Attributes:
+      fits: whether libtpu found room for it; where not, all after `memory` is None.
+      memory: bytes. If it fits: `arguments`, `temporaries` and their sum `peak`. If not: `needed`, `available`, `missing`.
+      flops: of the compiled program, with what it computes again. A loop's body counts once.
+      needed_flops: of the model, for the whole batch and all chips: nothing computed again.
+      seconds: by kind of work, estimated by the compiler.
+      sent, collectives: bytes that a chip sends, and how many calls, by kind of collective.
+      roofline: seconds that the chip's peaks allow at best for the program's FLOPs, bytes and what it sends.
+      seconds_a_step: sum of `seconds`: without waiting for other chips.
+      seconds_with_communication: and all that is sent on top of it, as if nothing else were done meanwhile.
+      utilisation: `needed_flops` over what all chips could do in `seconds_a_step`.
+      chip_hours, days: of the config's training; None for sampling.
+    """
+
+    config: str
+    program: str
+    topology: str
+    chips: int
+    batch_size: int
+    mesh: dict[str, int]
+    fsdp: bool
+    remat: dict[str, str]
+    versions: dict[str, str]
+    compile_seconds: float
+    fits: bool
+    memory: dict[str, int]
+    flops: float | None = None
+    needed_flops: float | None = None
+    bytes_accessed: float | None = None
+    seconds: dict[str, float] | None = None
+    sent: dict[str, float] | None = None
+    collectives: dict[str, int] | None = None
+    roofline: dict[str, float] | None = None
+    seconds_a_step: float | None = None
+    seconds_with_communication: float | None = None
+    utilisation: float | None = None
+    chip_hours: float | None = None
+    days: float | None = None
+
+    def flags(self) -> str:
+        """The flags that give this mesh and these policies."""
+        remat = " ".join(f"--config.remat.{kind}={policy}" for kind, policy in self.remat.items())
+        return f"--config.mesh.rows={self.mesh['rows']} --config.fsdp={self.fsdp} {remat}"
+
+    def line(self) -> str:
+        """One line: where it was compiled for, and the outcome."""
+        where = f"{self.topology}, data {self.mesh['data']} x rows {self.mesh['rows']}, remat {self.remat['block']}"
+        if not self.fits:
+            return f"{where}: does not fit, {self.memory['missing'] / _GIB:.2f} GiB a chip are missing"
+        return f"{where}: fits, {self.seconds_a_step:.3f} s a step, {100 * self.utilisation:.0f} % of the peak"
+
+    def text(self) -> str:
+        """All of it, for people."""
+        head = f"{self.config}, {self.program}, {self.batch_size} clips on {self.chips} chips of {self.line()}"
+        if not self.fits:
+            needed, available = (self.memory[name] / _GIB for name in ("needed", "available"))
+            return f"{head}\n  needed {needed:.2f} GiB a chip, available {available:.2f} GiB"
+        memory = ", ".join(f"{name} {size / _GIB:.2f}" for name, size in self.memory.items())
+        lines = [
+            head,
+            f"  memory, GiB a chip: {memory}",
+            f"  needed: {self.needed_flops / 1e12:.0f} TFLOP in all; computed: {self.flops / 1e12:.1f} a chip",
+            "  seconds, by the compiler's estimate: "
+            + ", ".join(f"{kind} {seconds:.3f}" for kind, seconds in self.seconds.items()),
+            "  sent, GB a chip: "
+            + (", ".join(f"{k} {self.sent[k] / 1e9:.2f} in {n}" for k, n in self.collectives.items()) or "nothing"),
+            "  at the chip's peaks, seconds: " + ", ".join(f"{k} {s:.3f}" for k, s in self.roofline.items()),
+            f"  a step: {self.seconds_a_step:.3f} s, with all communication {self.seconds_with_communication:.3f} s",
+        ]
+        if self.days is not None:
+            lines.append(f"  the config's training: {self.days:.1f} days, {self.chip_hours:,.0f} chip-hours")
+        return "\n".join(lines)
+
+
+def compile_and_report(config: ml_collections.ConfigDict, topology: str, program: str) -> Report:
+    """Compiles for a slice, and reads the report off the program.
+
+    Args:
+      config: of an inflated model.
+      topology: of `tpu_slice.devices_of`.
+      program: one of `abstract_program.PROGRAMS`.
+
+    Raises:
+      ValueError: no such slice; a mesh or a batch that it does not divide; a config that cannot be trained.
+    """
+    chip, devices = tpu_slice.chip_of(topology), tpu_slice.devices_of(topology)
+    mesh = make_mesh(**config.mesh, devices=devices)
+    check_batches(config.training, mesh)
+    lowered = PROGRAMS[program](config, mesh)
+    started = time.monotonic()
+    try:
+        compiled, memory = lowered.compile(), None
+    except jax.errors.JaxRuntimeError as error:
+        memory = _does_not_fit(str(error))
+        if memory is None:
+            raise
+    report = Report(
+        config=config.name,
+        program=program,
+        topology=topology,
+        chips=len(devices),
+        batch_size=config.training.batch_size,
+        mesh=dict(mesh.shape),
+        fsdp=config.fsdp,
+        remat=config.remat.to_dict(),
+        versions={name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "libtpu")},
+        compile_seconds=round(time.monotonic() - started, 1),
+        fits=memory is None,
+        memory=memory or {},
+    )
+    if memory is not None:
+        return report
+    return dataclasses.replace(report, **_read(compiled, config, program, chip, peak_flops(devices), len(devices)))
+
+
+def _read(
+    compiled: jax.stages.Compiled,
+    config: ml_collections.ConfigDict,
+    program: str,
+    chip: tpu_slice.Chip,
+    peak: float,
+    chips: int,
+) -> dict[str, Any]:
+    sizes, counted, cost = compiled.memory_analysis(), compiled.cost_analysis(), cost_of(compiled.as_text())
+    # Donated arguments are written over.
+    arguments = sizes.argument_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
+    seconds = {kind: cycles / chip.clock for kind, cycles in sorted(cost.cycles.items())}
+    step, sending = sum(seconds.values()), sum(cost.sent.values()) / chip.interconnect_bandwidth
+    needed = needed_flops(config, program)
+    training = {}
+    if program == "train":
+        hours = step * config.training.steps / 3600
+        training = {"chip_hours": hours * chips, "days": hours / 24}
+    return {
+        "memory": {
+            "arguments": arguments,
+            "temporaries": sizes.temp_size_in_bytes,
+            "peak": arguments + sizes.temp_size_in_bytes,
+        },
+        "flops": counted["flops"],
+        "needed_flops": needed,
+        "bytes_accessed": counted["bytes accessed"],
+        "seconds": seconds,
+        "sent": dict(cost.sent),
+        "collectives": dict(cost.collectives),
+        "roofline": {
+            "compute": counted["flops"] / (peak / chips),
+            "memory": counted["bytes accessed"] / chip.memory_bandwidth,
+            "communication": sending,
+        },
+        "seconds_a_step": step,
+        "seconds_with_communication": step + sending,
+        "utilisation": needed / (peak * step),
+        **training,
+    }
+
+
+def _does_not_fit(message: str) -> dict[str, int] | None:
+    """Bytes that libtpu says are needed and available on a chip; None if it failed for another reason."""
+    found = _USED.search(message)
+    if "RESOURCE_EXHAUSTED" not in message or found is None:
+        return None
+    needed, available = (int(float(found[i]) * _UNITS[found[i + 1]]) for i in (1, 3))
+    return {"needed": needed, "available": available, "missing": needed - available}
