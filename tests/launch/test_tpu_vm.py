@@ -243,9 +243,12 @@ def test_dry_run_prints_every_command_and_runs_none(play):
     ],
     ids=lambda value: value[0],
 )
-def test_dry_run_of_each_verb(play, arguments, expected):
+def test_dry_run_of_each_verb(play, bucket, arguments, expected):
     """What it prints is what the verb runs: the two differ in nothing but the name of a temporary file."""
     verb, *flags = arguments
+    if verb != "create":
+        create_slice(play)
+        (play / "calls").write_text("")
     done = launch(play, verb, "slice", ZONE, "--dry_run", *flags)
     assert done.returncode == 0, done.stderr
     assert calls(play) == []
@@ -253,9 +256,6 @@ def test_dry_run_of_each_verb(play, arguments, expected):
     assert [" ".join(line[3:5]) for line in lines] == expected
     if verb == "logs":  # it would follow the log for ever
         return
-    if verb != "create":
-        for worker in (0, 1):
-            (play / f"worker_{worker}").mkdir()
     launch(play, verb, "slice", ZONE, "--poll=0", *flags)
     ran = [["gcloud", *json.loads(line)] for line in (play / "calls").read_text().splitlines()]
     assert [without_temporary(line) for line in ran] == [without_temporary(line) for line in lines]
