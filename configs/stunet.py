@@ -77,6 +77,7 @@ def inflated(image: ml_collections.ConfigDict, variant: str) -> ml_collections.C
     config.training.update({"checkpoint_every": 200, "validate_every": 100, "validation_clips": 8, "log_every": 20})
     config.sampling = image.sampling.copy_and_resolve_references()
     config.mesh = {"data": -1, "rows": 1}
+    config.fsdp = False
     if variant == "small":
         config.compute_dtype = image.compute_dtype
         config.clip = {"frames": 80, "fps": 16.0, "size": 128}
@@ -98,7 +99,8 @@ def inflated(image: ml_collections.ConfigDict, variant: str) -> ml_collections.C
         config.compute_dtype = image.compute_dtype
         config.clip = {"frames": 80, "fps": 16.0, "size": 128}
         config.temporal.update({"norm_groups": 32, "attention_head_dim": 64})
-        config.remat.block = "products"  # docs/model_sizes.md says what fits where
+        config.fsdp = variant not in deepfloyd_if.TINY
+        config.remat.update({"block": "products", "attention": "frame_by_frame"})  # docs/model_sizes.md: what fits
         config.training = image.training  # as it is: nothing trains the image model
         if variant in deepfloyd_if.TINY:
             config.remat.block = "none"

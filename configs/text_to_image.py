@@ -88,6 +88,7 @@ def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
         "block": "none",  # a layer of the U-Net, with what inflates it
         "spatial": "none",  # residual blocks and attention of the image model
         "temporal": "none",  # temporal convolutions and attention
+        "attention": "whole",  # or frame_by_frame, over the pixels of a frame
     }
     config.diffusion = {
         "schedule": "cosine",  # or discrete_cosine, DeepFloyd IF's
@@ -149,6 +150,7 @@ def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
         ),
     }
     config.mesh = {"data": -1, "rows": 1}
+    config.fsdp = False  # parameters divided over the devices, rather than whole on each of them
     if variant == "small":
         config.compute_dtype = "bfloat16"
         config.remat.block = "products"  # docs/model_sizes.md says what fits where

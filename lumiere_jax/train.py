@@ -47,6 +47,7 @@ from lumiere_jax.train_setup import (
     check_captions,
     check_config,
     check_same_run,
+    jit_update,
     open_embeddings,
     prepare_inflation,
     prepare_text,
@@ -98,14 +99,15 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Non
     model = text_to_video(None if embeddings else text_encoder, build_unet(config, prepared.image_unet))
     run_dir.write_config(config, versions(), prepared.references, data)  # only now: the network can be built
     graphdef, trained, frozen = parameter_partition.split(model)
-    frozen = partitioning.place(mesh, jax.tree.map(lambda leaf: leaf.astype(model.dtype), frozen))
+    place = functools.partial(partitioning.place, mesh, fsdp=config.fsdp)
+    frozen = place(jax.tree.map(lambda leaf: leaf.astype(model.dtype), frozen))
     processes.say(
         f"parameters: {parameter_partition.count(trained):,} trained, {parameter_partition.count(frozen):,} frozen"
     )
 
     # ---------------------------------------------------------------- Training state: new, or the newest checkpoint
     settings, fields = step_settings(config), config.training
-    state = partitioning.place(mesh, create_state(trained, settings["optimizer"], len(fields.ema_decays)))
+    state = place(create_state(trained, settings["optimizer"], len(fields.ema_decays)))
     checkpoints = run_dir.checkpoints(fields.keep_checkpoints)
     if checkpoints.latest_step() is not None:
         state = TrainState(**checkpoints.restore(state._asdict())[1])
@@ -117,7 +119,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Non
     write_overview(run_dir.path / "parameters.txt", state.parameters, frozen)
 
     # ---------------------------------------------------------------- Compiled steps
-    update = jax.jit(functools.partial(train_step, graphdef=graphdef, **settings), donate_argnums=0)
+    update = jit_update(graphdef, settings, state)
     validate = jax.jit(functools.partial(validation_step, graphdef=graphdef, objective=settings["objective"]))
     gates, learning_rate = jax.jit(gate_norms), jax.jit(learning_rate_schedule(fields))
 
@@ -135,7 +137,8 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Non
         if "text_encoder" in state.averages[0]:
             checkpoints.wait()  # raises if the last save went wrong, before anything is removed
             # One more than training states, as it is written first.
-            run_dir.write_text_encoder(step, state.averages[0]["text_encoder"], fields.keep_checkpoints + 1)
+            text_encoder = partitioning.place(mesh, state.averages[0]["text_encoder"])  # whole, wherever it lies
+            run_dir.write_text_encoder(step, text_encoder, fields.keep_checkpoints + 1)
         checkpoints.save(step, state._asdict())
 
     def preview(state: TrainState) -> None:

@@ -1,6 +1,7 @@
 """What a training run needs before its first step: checks, text encoder, frozen image model, optimiser, batches."""
 
 import dataclasses
+import functools
 import importlib.metadata
 import pathlib
 import platform
@@ -37,12 +38,12 @@ from lumiere_jax.text.load_t5 import find_tokenizer
 from lumiere_jax.text.t5_encoder import T5Config, T5Encoder
 from lumiere_jax.text.tokenizer import Tokenizer, train_tokenizer
 from lumiere_jax.train_guards import guards_of
-from lumiere_jax.train_step import Objective
+from lumiere_jax.train_step import Objective, TrainState, train_step
 
 # Fields in which a continued run may differ from how it was started.
 _FREE_TO_CHANGE = {
-    *("name", "pretrained", "sampling", "mesh", "init_from", "image_model"),
-    "remat",  # loss and gradients are the same to rounding
+    *("name", "pretrained", "sampling", "init_from", "image_model"),
+    *("mesh", "fsdp", "remat"),  # loss and gradients are the same to rounding
     *("training.steps", "training.keep_checkpoints"),
     *("text.checkpoint", "text.tokenizer"),  # where they lie; what they are is checked by hash
     *("training.checkpoint_every", "training.log_every", "training.preview_every", "training.validate_every"),
@@ -312,6 +313,19 @@ def step_settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
         "accumulation_steps": fields.accumulation_steps,
         "guards": guards_of(fields),
     }
+
+
+def jit_update(graphdef: nnx.GraphDef, settings: dict[str, Any], state: TrainState) -> Callable[..., Any]:
+    """`train_step` compiled, as a function of its other arguments; it uses up the state, and leaves it where it lay.
+
+    Args:
+      graphdef: of the model.
+      settings: from `step_settings`.
+      state: whose arrays (or `jax.ShapeDtypeStruct`) say where they lie.
+    """
+    update = functools.partial(train_step, graphdef=graphdef, **settings)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    return jax.jit(update, donate_argnums=0, out_shardings=(shardings, None))
 
 
 def versions() -> dict[str, str]:

@@ -5,6 +5,7 @@ neighbours' edge rows.
 """
 
 import os
+from collections.abc import Sequence
 
 import jax
 from jax.experimental import mesh_utils
@@ -63,7 +64,7 @@ def _initialize_as_told(coordinator: str) -> None:
     jax.distributed.initialize(coordinator, count, index, cluster_detection_method="deactivate")
 
 
-def make_mesh(data: int = -1, rows: int = 1) -> Mesh:
+def make_mesh(data: int = -1, rows: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh over all devices of all hosts, with automatic (compiler-propagated) axes "data" and "rows".
 
     Where the devices come in slices (several TPU slices; several machines with GPUs), each slice is one part of "data",
@@ -72,11 +73,12 @@ def make_mesh(data: int = -1, rows: int = 1) -> Mesh:
     Args:
       data: devices along the batch; -1 for as many as `rows` leaves.
       rows: devices along the height of a frame.
+      devices: those of a slice to compile for (`tpu_slice.devices_of`); default: those that are there.
 
     Raises:
       ValueError: data · rows is not the number of devices, or `rows` reaches over slices.
     """
-    devices = jax.devices()
+    devices = jax.devices() if devices is None else devices
     count = len(devices)
     if rows < 1 or count % rows:
         raise ValueError(f"rows={rows} does not divide the {count} devices: choose a divisor of {count}")
@@ -90,7 +92,7 @@ def make_mesh(data: int = -1, rows: int = 1) -> Mesh:
     types = (AxisType.Auto,) * len(AXES)
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices == 1:
-        return jax.make_mesh((data, rows), AXES, axis_types=types)
+        return jax.make_mesh((data, rows), AXES, axis_types=types, devices=devices)
     if data % slices:
         raise ValueError(
             f"rows={rows} reaches over several of the {slices} slices of {count // slices} devices, whose network is "

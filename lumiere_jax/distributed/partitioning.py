@@ -1,4 +1,8 @@
-"""What lies where on the mesh: the batch over `data`, the height of videos over `rows`, parameters everywhere."""
+"""What lies where on the mesh: the batch over `data`, the height of videos over `rows`, parameters everywhere.
+
+Or, fully sharded (FSDP), each parameter is divided over an axis of the mesh, gathered where a layer needs it, and its
+gradient summed to where it lies.
+"""
 
 from typing import Any
 
@@ -68,17 +72,47 @@ def _shard_leaf(mesh: Mesh, name: str, leaf: Any) -> jax.Array:
     return jax.make_array_from_process_local_data(sharding, leaf, (batch, *leaf.shape[1:]))
 
 
-def parameter_shardings(mesh: Mesh, state: Any) -> Any:
-    """A tree like `state` (arrays or `jax.ShapeDtypeStruct`) with each leaf's sharding: replicated."""
-    return jax.tree.map(lambda _: replicated(mesh), state)
+# Of a divided axis a device keeps a multiple of what TPUs lay out together: 128 along the last axis, 16 along the one
+# before it. Smaller parts are padded, and XLA then sends zeros with them (measured: 12 rows of 768, over 64 devices).
+_ALIGNMENT = {-1: 128, -2: 16}
 
 
-def place(mesh: Mesh, state: Any) -> Any:
-    """Parameters or training state on the devices of all processes; each process gives the same values."""
+def parameter_shardings(mesh: Mesh, state: Any, *, fsdp: bool = False) -> Any:
+    """A tree like `state` (arrays or `jax.ShapeDtypeStruct`) with each leaf's sharding.
+
+    Args:
+      mesh: from `make_mesh`.
+      state: parameters, or whatever has their shapes: averages, an optimiser's slots.
+      fsdp: divides a leaf's input channels (the axis before the last), or else its output channels (the last), over as
+        many devices as the alignment allows: those of both axes of the mesh, of `data`, or of `rows`. A leaf that
+        nothing fits stays whole on every device, as all do without it.
+    """
+    return jax.tree.map(lambda leaf: NamedSharding(mesh, _divided(mesh, leaf.shape) if fsdp else P()), state)
+
+
+def _divided(mesh: Mesh, shape: tuple[int, ...]) -> P:
+    if len(shape) < 2:
+        return P()  # biases, scales and counts are few bytes
+    choices = [(mesh.shape[name], name) for name in mesh.axis_names]
+    for devices, names in [(mesh.size, mesh.axis_names), *sorted(choices, reverse=True)]:
+        for axis, aligned in sorted(_ALIGNMENT.items()):
+            if devices > 1 and shape[axis] % (devices * aligned) == 0:
+                spec: list[Any] = [None] * len(shape)
+                spec[axis] = names
+                return P(*spec)
+    return P()
+
+
+def place(mesh: Mesh, state: Any, *, fsdp: bool = False) -> Any:
+    """Parameters or training state on the devices of all processes; each process gives the same values.
+
+    Args:
+      mesh, state, fsdp: as for `parameter_shardings`.
+    """
 
     def movable(leaf: Any) -> Any:
         # Several processes take what lies on a device of one of them by way of its host.
         is_local = isinstance(leaf, jax.Array) and leaf.is_fully_addressable
         return np.asarray(leaf) if is_local and jax.process_count() > 1 else leaf
 
-    return jax.device_put(jax.tree.map(movable, state), parameter_shardings(mesh, state))
+    return jax.device_put(jax.tree.map(movable, state), parameter_shardings(mesh, state, fsdp=fsdp))

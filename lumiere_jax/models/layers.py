@@ -6,11 +6,14 @@ scale and one shift per frame and channel, which is what XLA fuses well; and eve
 input, so the stored dtype (float32 master or bfloat16 frozen) is independent of the compute dtype.
 """
 
+import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 Initializer = Callable[..., Array]
@@ -20,6 +23,16 @@ zeros: Initializer = jax.nn.initializers.zeros
 # PyTorch's default scale. For the last layer of a residual branch: started at zero instead, the demo's image model
 # learned much more slowly at first (docs/demo.md).
 fan_in_third: Initializer = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+def whole(parameter: nnx.Param, dtype: jnp.dtype) -> Array:
+    """A parameter's value in the type of the computation, whole on each device of the mesh that is set.
+
+    So a fully sharded parameter is gathered where a layer reads it. Left to itself, the compiler may divide the video's
+    channels as the parameter is divided, and send the video around, which is larger.
+    """
+    value = parameter[...].astype(dtype)
+    return value if jax.sharding.get_abstract_mesh().empty else jax.lax.with_sharding_constraint(value, PartitionSpec())
 
 
 class Linear(nnx.Module):
@@ -38,7 +51,7 @@ class Linear(nnx.Module):
         self.bias = param(jnp.zeros((out_features,)))
 
     def __call__(self, x: Float[Array, "*batch features"]) -> Float[Array, "*batch out"]:
-        return x @ self.kernel[...].astype(x.dtype) + self.bias[...].astype(x.dtype)
+        return x @ whole(self.kernel, x.dtype) + whole(self.bias, x.dtype)
 
 
 class SpatialConv(nnx.Module):
@@ -64,12 +77,12 @@ class SpatialConv(nnx.Module):
         frames = x.reshape(-1, *x.shape[2:])
         y = jax.lax.conv_general_dilated(
             frames,
-            self.kernel[...].astype(x.dtype),
+            whole(self.kernel, x.dtype),
             (1, 1),
             "SAME",
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-        y = y + self.bias[...].astype(x.dtype)
+        y = y + whole(self.bias, x.dtype)
         return y.reshape(*x.shape[:2], *y.shape[1:])
 
 
@@ -98,12 +111,12 @@ class TemporalConv(nnx.Module):
         batch, frames, height, width, _ = x.shape
         y = jax.lax.conv_general_dilated(
             x.reshape(batch, frames, height * width, -1),
-            self.kernel[...].astype(x.dtype)[:, None],
+            whole(self.kernel, x.dtype)[:, None],
             (1, 1),
             "SAME",
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-        return (y + self.bias[...].astype(x.dtype)).reshape(batch, frames, height, width, -1)
+        return (y + whole(self.bias, x.dtype)).reshape(batch, frames, height, width, -1)
 
 
 class GroupNorm(nnx.Module):
@@ -165,16 +178,31 @@ class LayerNorm(nnx.Module):
         return (normal * self.scale[...] + self.bias[...]).astype(x.dtype)
 
 
+class Attended(NamedTuple):
+    """What queries attend to: keys, values and a bias `[*batch, heads, queries, keys]` or None."""
+
+    key: Float[Array, "*batch keys heads width"]
+    value: Float[Array, "*batch keys heads width"]
+    bias: Array | None = None
+
+
 def attention(
-    query: Float[Array, "*batch queries heads width"],
-    key: Float[Array, "*batch keys heads width"],
-    value: Float[Array, "*batch keys heads width"],
-    bias: Array | None = None,
+    query: Float[Array, "*batch queries heads width"], *sources: Attended
 ) -> Float[Array, "*batch queries heads width"]:
-    """Scaled dot-product attention, softmax in float32 or wider; `bias`: `[*batch, heads, queries, keys]`."""
-    logits = jnp.einsum("...qhd,...khd->...hqk", query, key) * query.shape[-1] ** -0.5
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    if bias is not None:
-        logits = logits + bias
-    weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
-    return jnp.einsum("...hqk,...khd->...qhd", weights, value)
+    """Scaled dot-product attention to all sources at once, softmax in float32 or wider.
+
+    The sources are not concatenated: where one of them is divided over devices, that would move all of it.
+    """
+    wide = jnp.promote_types(query.dtype, jnp.float32)
+    query = query * query.shape[-1] ** -0.5
+    logits = [jnp.einsum("...qhd,...khd->...hqk", query, key).astype(wide) for key, _, _ in sources]
+    logits = [part if bias is None else part + bias for part, (_, _, bias) in zip(logits, sources, strict=True)]
+    largest = functools.reduce(jnp.maximum, [part.max(-1, keepdims=True) for part in logits])
+    weights = [jnp.exp(part - jax.lax.stop_gradient(largest)) for part in logits]
+    total = sum(part.sum(-1) for part in weights)
+    # Divided by the total last: there are fewer values then.
+    out = sum(
+        jnp.einsum("...hqk,...khd->...qhd", part.astype(value.dtype), value).astype(wide)
+        for part, (_, value, _) in zip(weights, sources, strict=True)
+    )
+    return (out / jnp.swapaxes(total, -1, -2)[..., None]).astype(query.dtype)

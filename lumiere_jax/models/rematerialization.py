@@ -7,8 +7,10 @@ products   kept are its inputs, and the results of its convolutions and of its p
            are normalisations, activations and attention weights: many values, few operations.
 full       kept are its inputs alone. Computed again is all of it that its gradient asks for.
 
+Attention over the pixels of a frame has a policy of its own, which is about sampling too: see `attention`.
+
 Loss and gradients are the same to rounding, so a run may be continued under another policy. Nothing of the model
-changes but the order in which a compiler may work: without a gradient the policies do nothing.
+changes but the order in which a compiler may work: without a gradient the three policies do nothing.
 docs/model_sizes.md has what each of them keeps and costs.
 """
 
@@ -44,11 +46,16 @@ class Rematerialization:
     block: str = "none"
     spatial: str = "none"  # each residual block and each attention of the image model
     temporal: str = "none"  # each temporal attention, and the convolutions of each inflation block
+    # "whole": over all frames at once. "frame_by_frame": where a frame has 64x64 pixels or more, one after the other, so
+    # that one frame's weights lie in memory at a time (of 40 frames and 10 heads they take 27 GB in float32), and again
+    # in the backward pass.
+    attention: str = "whole"
 
     def __post_init__(self):
         for field, policy in dataclasses.asdict(self).items():
-            if policy not in POLICIES:
-                raise ValueError(f"remat.{field}={policy!r}: use one of {', '.join(POLICIES)}")
+            known = ("whole", "frame_by_frame") if field == "attention" else POLICIES
+            if policy not in known:
+                raise ValueError(f"remat.{field}={policy!r}: use one of {', '.join(known)}")
         inside = {field: getattr(self, field) for field in ("spatial", "temporal")}
         if self.block != "none" and set(inside.values()) != {"none"}:
             raise ValueError(

@@ -25,6 +25,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from lumiere_jax.models.layers import (
+    Attended,
     GroupNorm,
     Initializer,
     LayerNorm,
@@ -151,7 +152,7 @@ class TemporalAttention(Rematerializable):
         batch, frames, height, width, channels = x.shape
         pixels = self.to_qkv(self.norm(x)).reshape(batch, frames, height * width, 3, self.heads, -1)
         query, key, value = jnp.moveaxis(pixels.swapaxes(1, 2), 3, 0)
-        out = attention(rotate_by_time(query), rotate_by_time(key), value)
+        out = attention(rotate_by_time(query), Attended(rotate_by_time(key), value))
         return x + self.to_out(out.swapaxes(1, 2).reshape(batch, frames, height, width, channels))
 
 

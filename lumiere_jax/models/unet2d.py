@@ -19,6 +19,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from lumiere_jax.models.layers import (
+    Attended,
     GroupNorm,
     LayerNorm,
     Linear,
@@ -129,7 +130,7 @@ class TextPooling(nnx.Module):
             _split_heads(projection(x), self.heads)
             for projection, x in ((self.q_proj, cls), (self.k_proj, tokens), (self.v_proj, tokens))
         )
-        return self.norm2(self.proj(attention(q, k, v).reshape(len(text), -1)))
+        return self.norm2(self.proj(attention(q, Attended(k, v)).reshape(len(text), -1)))
 
 
 class ResnetBlock(Rematerializable):
@@ -182,6 +183,9 @@ def resize_frames(
     return x
 
 
+_MANY_PIXELS = 64 * 64  # of a frame, from which on `remat.attention` counts
+
+
 class SpatialAttention(Rematerializable):
     """Each pixel of a frame attends to the clip's text and, unless `only_cross_attention`, to its frame's pixels."""
 
@@ -206,19 +210,25 @@ class SpatialAttention(Rematerializable):
         h = self.group_norm(x).reshape(batch, frames, height * width, channels)
         text = self.norm_cross(context.tokens)
         query = _split_heads(self.to_q(h), self.heads)
-        text_key = _per_frame(_split_heads(self.add_k_proj(text), self.heads), frames)
-        text_value = _per_frame(_split_heads(self.add_v_proj(text), self.heads), frames)
-        if self.to_k is None:
-            key, value = text_key, text_value
-        else:
-            key = jnp.concatenate([text_key, _split_heads(self.to_k(h), self.heads)], axis=2)
-            value = jnp.concatenate([text_value, _split_heads(self.to_v(h), self.heads)], axis=2)
-        bias = None
-        if context.bias is not None:
-            pixels = key.shape[2] - context.bias.shape[1]
-            bias = jnp.pad(context.bias, ((0, 0), (0, pixels)))[:, None, None, None, :]
-        out = attention(query, key, value, bias).reshape(batch, frames, height, width, channels)
+        bias = None if context.bias is None else context.bias[:, None, None, None, :]
+        text_key, text_value = (
+            _per_frame(_split_heads(projection(text), self.heads), frames)
+            for projection in (self.add_k_proj, self.add_v_proj)
+        )
+        sources = [Attended(text_key, text_value, bias)]
+        if self.to_k is not None:
+            sources.append(Attended(_split_heads(self.to_k(h), self.heads), _split_heads(self.to_v(h), self.heads)))
+        is_large = height * width >= _MANY_PIXELS and self.remat.attention == "frame_by_frame"
+        attend = _attention_frame_by_frame if is_large else attention
+        out = attend(query, *sources).reshape(batch, frames, height, width, channels)
         return self.to_out(out) + x
+
+
+def _attention_frame_by_frame(query: Array, *sources: Attended) -> Array:
+    """`attention` to one frame after the other, also in the backward pass."""
+    by_frame = jax.tree.map(lambda array: array.swapaxes(0, 1), (query, *sources))
+    out = jax.lax.map(jax.checkpoint(lambda frame: attention(*frame)), by_frame)
+    return out.swapaxes(0, 1)
 
 
 def _split_heads(x: Float[Array, "*batch tokens channels"], heads: int) -> Float[Array, "*batch tokens heads width"]:

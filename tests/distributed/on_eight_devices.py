@@ -15,10 +15,12 @@ from lumiere_jax.checkpoints.checkpointing import load_tree, save_tree
 from lumiere_jax.diffusion.noise_schedule import CosineSchedule
 from lumiere_jax.diffusion.prediction import x0_denoiser
 from lumiere_jax.diffusion.samplers import sample
+from lumiere_jax.distributed import partitioning
 from lumiere_jax.distributed.mesh import make_mesh
 from lumiere_jax.distributed.partitioning import batch_sharding, parameter_shardings, place, replicated, shard_batch
 from lumiere_jax.models import parameter_partition
 from lumiere_jax.models.text_to_video import TextToVideo
+from lumiere_jax.train_setup import jit_update
 from lumiere_jax.train_step import Batch, Objective, create_state, train_step
 
 VIDEO = np.arange(8 * 2 * 6 * 4 * 3, dtype=np.float32).reshape(8, 2, 6, 4, 3)
@@ -89,6 +91,25 @@ def test_parameters_are_everywhere():
         np.testing.assert_array_equal(copy, params["kernel"])
 
 
+@pytest.mark.parametrize(
+    ("data", "rows", "shape", "spec"),
+    [
+        (4, 2, (3, 3, 128, 64), PartitionSpec(None, None, ("data", "rows"), None)),
+        (4, 2, (3, 3, 64, 96), PartitionSpec(None, None, "data", None)),  # 64 / 8 are no 16 rows, 64 / 4 are
+        (4, 2, (32, 96), PartitionSpec("rows", None)),
+        (4, 2, (24, 512), PartitionSpec(None, "data")),  # 24 rows cannot be, 512 columns can
+        (8, 1, (96, 24), PartitionSpec()),
+        (8, 1, (4096,), PartitionSpec()),  # a bias is too small to be worth it
+        (8, 1, (), PartitionSpec()),
+    ],
+)
+def test_fully_sharded_parameters_keep_whole_tiles(data, rows, shape, spec):
+    mesh = make_mesh(data, rows)
+    leaf = jax.ShapeDtypeStruct(shape, jnp.float32)
+    assert parameter_shardings(mesh, [leaf], fsdp=True)[0].spec == spec
+    assert parameter_shardings(mesh, [leaf])[0].spec == PartitionSpec()
+
+
 def test_restoring_onto_a_mesh_that_does_not_divide_a_leaf(tmp_path):
     save_tree(tmp_path / "tree", {"bias": jnp.ones(6)})
     with pytest.raises(ValueError, match=r"leaf bias of shape \(6,\) does not divide"):
@@ -134,11 +155,7 @@ def clips():
 OPTIMIZER = optax.sgd(1.0, momentum=0.9)  # its state after one step is the gradient
 
 
-@functools.cache
-def compiled_step():
-    objective = Objective(SCHEDULE)
-    fixed = {"graphdef": stunet()[0], "optimizer": OPTIMIZER, "objective": objective, "ema_decays": (0.9,)}
-    return jax.jit(functools.partial(train_step, **fixed))
+SETTINGS = {"optimizer": OPTIMIZER, "objective": Objective(SCHEDULE), "ema_decays": (0.9,)}
 
 
 @functools.cache
@@ -158,9 +175,10 @@ def compiled_sampling():
 
 @functools.cache
 def on_one_device():
-    _, trained, frozen = stunet()
+    graphdef, trained, frozen = stunet()
     batch = clips()
-    state, metrics = compiled_step()(create_state(trained, OPTIMIZER), frozen, batch, 0)
+    step = jax.jit(functools.partial(train_step, graphdef=graphdef, **SETTINGS))
+    state, metrics = step(create_state(trained, OPTIMIZER), frozen, batch, 0)
     return state, metrics, compiled_sampling()(trained, frozen, batch.video, batch.text)
 
 
@@ -172,21 +190,43 @@ def assert_same(actual, expected):
         np.testing.assert_allclose(many, one, rtol=0, atol=1e-5 * largest, err_msg=jax.tree_util.keystr(path))
 
 
-@pytest.mark.parametrize(("data", "rows"), [(4, 2), (8, 1), (2, 4)])
-def test_a_training_step_does_not_depend_on_the_mesh(data, rows):
+@pytest.fixture
+def any_part(monkeypatch):
+    """The smallest STUNet's few channels may be divided: nothing here runs on a TPU."""
+    monkeypatch.setattr(partitioning, "_ALIGNMENT", {-1: 1, -2: 1})
+
+
+def divided(tree):
+    """How many leaves do not lie whole on every device."""
+    return sum(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize(
+    ("data", "rows", "fsdp"), [(8, 1, False), (1, 8, False), (4, 2, False), (8, 1, True), (2, 4, True)]
+)
+@pytest.mark.usefixtures("any_part")
+def test_a_training_step_does_not_depend_on_the_mesh(data, rows, fsdp):
     mesh = make_mesh(data, rows)
-    _, trained, frozen = stunet()
+    graphdef, trained, frozen = stunet()
     expected, expected_metrics, _ = on_one_device()
-    state = place(mesh, create_state(trained, OPTIMIZER))
-    state, metrics = compiled_step()(state, place(mesh, frozen), shard_batch(mesh, clips()), 0)
+    # Copies: what is placed may share memory, and the step uses it up.
+    state = place(mesh, jax.device_get(create_state(trained, OPTIMIZER)), fsdp=fsdp)
+    assert (divided(state) > 50) == (divided(state) > 0) == fsdp
+    update = jit_update(graphdef, SETTINGS, state)
+    before = [leaf.sharding for leaf in jax.tree.leaves(state)]
+    state, metrics = update(state, place(mesh, frozen, fsdp=fsdp), shard_batch(mesh, clips()), 0)
+    assert [leaf.sharding for leaf in jax.tree.leaves(state)] == before
     assert_same(metrics, expected_metrics)
     assert_same(state, expected)
 
 
-def test_sampling_does_not_depend_on_the_mesh():
+@pytest.mark.parametrize("fsdp", [False, True])
+@pytest.mark.usefixtures("any_part")
+def test_sampling_does_not_depend_on_the_mesh(fsdp):
     mesh = make_mesh(data=2, rows=4)
     _, trained, frozen = stunet()
     batch = shard_batch(mesh, clips())
-    out = compiled_sampling()(place(mesh, trained), place(mesh, frozen), batch.video, batch.text)
+    parameters = place(mesh, trained, fsdp=fsdp), place(mesh, frozen, fsdp=fsdp)
+    out = compiled_sampling()(*parameters, batch.video, batch.text)
     assert np.isfinite(out).all()
     assert_same(out, on_one_device()[2])

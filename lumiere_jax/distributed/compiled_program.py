@@ -1,0 +1,143 @@
+"""What a compiled TPU program would cost, read off the program itself: time by kind of work, and what it sends.
+
+libtpu writes into each instruction how many cycles it is estimated to take. Their sum, loops counted as often as they
+run, is the time of one chip without waiting for others. What chips send each other comes on top of it, as far as it is
+not done meanwhile.
+"""
+
+import collections
+import dataclasses
+import math
+import re
+from collections.abc import Iterator
+
+_BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+# The type, whose layout may hold parentheses, then the operation.
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z\-]*)\(")
+_ARRAY = re.compile(r"\b(pred|[suf]\d+|bf16)\[([\d,]*)\]")
+_CYCLES = re.compile(r'"estimated_cycles":"(-?\d+)"')
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_CALLED = re.compile(r"(?:body|to_apply|calls)=%?([\w.\-]+)")
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_GROUPS = re.compile(r"replica_groups=(?:\[\d+,(\d+)\]|\{\{([\d,]+)\})")
+
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+
+
+@dataclasses.dataclass
+class Cost:
+    """Of one chip and one call of the program.
+
+    Attributes:
+      cycles: estimated by the compiler, by kind of work: "matrix" (convolutions and products, with what is fused into
+        them), "reduce", "copy" (changes of layout), "elementwise".
+      sent: bytes that the chip sends for collectives of each kind, done by ring algorithms.
+      collectives: how many of each kind are run.
+    """
+
+    cycles: collections.Counter
+    sent: collections.Counter
+    collectives: collections.Counter
+
+
+@dataclasses.dataclass
+class _Instruction:
+    type: str
+    operation: str
+    text: str
+
+
+def cost_of(hlo: str) -> Cost:
+    """Adds up a compiled program.
+
+    Args:
+      hlo: `compiled.as_text()` of a program for a TPU.
+
+    Raises:
+      ValueError: the text has no entry, or no estimate: it is not libtpu's.
+    """
+    computations, entry = _parse(hlo)
+    if entry is None or '"estimated_cycles"' not in hlo:
+        raise ValueError("this is not the text of a compiled TPU program: it has no estimated cycles")
+    cost = Cost(collections.Counter(), collections.Counter(), collections.Counter())
+    for instruction, times in _executed(computations, entry, 1):
+        inside = [instruction, *_fused(computations, instruction)]
+        if cycles := _CYCLES.search(instruction.text):
+            cost.cycles[_kind([each.operation for each in inside], instruction)] += times * max(0, int(cycles[1]))
+        for each in inside:
+            operation = each.operation.removesuffix("-start")
+            if operation in COLLECTIVES:
+                # An all-reduce of which each chip keeps its part is fused with taking that part.
+                is_scattered = operation == "all-reduce" and each is not instruction
+                operation = "reduce-scatter" if is_scattered else operation
+                cost.collectives[operation] += times
+                cost.sent[operation] += times * _sent(operation, each, is_scattered)
+    return cost
+
+
+def _parse(hlo: str) -> tuple[dict[str, list[_Instruction]], str | None]:
+    computations: dict[str, list[_Instruction]] = {}
+    entry = current = None
+    for line in hlo.splitlines():
+        if match := _COMPUTATION.match(line):
+            current = match[2]
+            computations[current] = []
+            entry = current if match[1] else entry
+        elif current and (match := _INSTRUCTION.match(line)):
+            computations[current].append(_Instruction(match[2], match[3], line))
+    return computations, entry
+
+
+def _executed(computations: dict, name: str, times: int) -> Iterator[tuple[_Instruction, int]]:
+    """Each instruction that is run as one, with how often; a loop of unknown length counts once."""
+    for instruction in computations[name]:
+        yield instruction, times
+        called = []
+        if instruction.operation in ("while", "call", "async-start"):
+            called = _CALLED.findall(instruction.text)
+        elif instruction.operation == "conditional":
+            branches = _BRANCHES.search(instruction.text)
+            called = [branch.strip(" %") for branch in branches[1].split(",")] if branches else []
+        trips = _TRIPS.search(instruction.text) if instruction.operation == "while" else None
+        for other in called:
+            yield from _executed(computations, other, times * (int(trips[1]) if trips else 1))
+
+
+def _fused(computations: dict, instruction: _Instruction) -> Iterator[_Instruction]:
+    if instruction.operation == "fusion":
+        for name in _CALLED.findall(instruction.text):
+            for inner in computations.get(name, ()):
+                yield inner
+                yield from _fused(computations, inner)
+
+
+def _kind(operations: list[str], instruction: _Instruction) -> str:
+    if "convolution" in operations or "dot" in operations or "custom-call" in operations:
+        return "matrix"
+    if any(operation.startswith("reduce") for operation in operations):
+        return "reduce"
+    moves = {"copy", "transpose", "bitcast", "parameter", "fusion", "reshape", "copy-start", "copy-done", "tuple"}
+    return "copy" if set(operations) <= moves else "elementwise"
+
+
+def _sent(operation: str, instruction: _Instruction, is_scattered: bool) -> float:
+    sizes = [
+        _BYTES.get(kind, 4) * math.prod(int(size) for size in shape.split(",") if size)
+        for kind, shape in _ARRAY.findall(instruction.type)
+    ]
+    if instruction.operation.endswith("-start") and operation != "all-reduce":
+        sizes = [max(sizes)]  # of what it takes and what it gives: the whole
+    size, groups = sum(sizes), _GROUPS.search(instruction.text)
+    chips = 1
+    if groups:
+        chips = int(groups[1]) if groups[1] else len(groups[2].split(","))
+    match operation:
+        case "collective-permute":
+            return size
+        case "all-reduce":
+            return 2 * size * (chips - 1) / chips
+        case "reduce-scatter" if not is_scattered and not instruction.operation.endswith("-start"):
+            return size * (chips - 1)  # its type is the part that a chip keeps
+        case _:
+            return size * (chips - 1) / chips

@@ -1,0 +1,91 @@
+"""TPU slices that need not be at hand: libtpu compiles for them on any Linux machine, without a chip.
+
+Published facts of each chip are here too (its FLOP/s: `model_flops.PEAK_FLOPS`). A JAX device of a v4 or v5p is the whole chip (its two cores act as one).
+"""
+
+import dataclasses
+import importlib.util
+import os
+
+import jax
+from jax.experimental import topologies
+
+INSTALL = "pip install 'lumiere-jax[tpu]' (in a checkout: pip install -e '.[tpu]'; Linux on x86-64)"
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One chip, as Google Cloud's page on its version gives it; the clock is measured.
+
+    Attributes:
+      memory_bandwidth: bytes/s of its HBM.
+      interconnect_bandwidth: bytes/s that it sends to its neighbours: half of what is published, as that counts both
+        directions.
+      clock: Hz, of the cycles in which libtpu's compiler estimates.
+    """
+
+    memory_bandwidth: float
+    interconnect_bandwidth: float
+    clock: float
+
+
+# By the name that a topology starts with.
+CHIPS: dict[str, Chip] = {
+    "v4": Chip(1228e9, 150e9, 1.05e9),
+    "v5e": Chip(819e9, 100e9, 1.503e9),
+    "v5p": Chip(2765e9, 300e9, 1.751e9),
+    "v6e": Chip(1640e9, 224e9, 1.75e9),
+}
+
+
+def prepare() -> None:
+    """Lets libtpu compile where there is no TPU; call it before the first use of a device.
+
+    Raises:
+      RuntimeError: libtpu is not installed.
+    """
+    if importlib.util.find_spec("libtpu") is None:
+        raise RuntimeError(f"libtpu, which compiles for TPUs, is not installed: {INSTALL}")
+    # Do not ask Google Cloud's metadata server for a slice; several compiling processes may run side by side.
+    for name, value in (
+        ("TPU_SKIP_MDS_QUERY", "1"),
+        ("TPU_WORKER_HOSTNAMES", "localhost"),
+        ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),
+        ("TPU_MIN_LOG_LEVEL", "3"),
+        ("TPU_STDERR_LOG_LEVEL", "3"),
+    ):
+        os.environ.setdefault(name, value)
+    jax.config.update("jax_platforms", "cpu")
+
+
+def chip_of(topology: str) -> Chip:
+    """The chip of a topology such as "v5e:4x4".
+
+    Raises:
+      ValueError: another version, or no colon.
+    """
+    version, colon, _ = topology.partition(":")
+    if not colon or version not in CHIPS:
+        raise ValueError(
+            f"topology={topology!r}: give a chip ({', '.join(CHIPS)}) and the slice's chips along each axis of its "
+            "torus, such as v5e:4x4 or v5p:4x4x4"
+        )
+    return CHIPS[version]
+
+
+def devices_of(topology: str) -> list[jax.Device]:
+    """The devices of a slice, to compile for and not to run on.
+
+    Args:
+      topology: "v5e:4x4", "v5p:4x4x4", "v6e:8x8", ...
+
+    Raises:
+      ValueError: there is no such slice.
+    """
+    chip_of(topology)
+    # Two cores of a v4 share their memory, as its programs use it.
+    options = {"chip_config_name": "megacore"} if topology.startswith("v4") else {}
+    try:
+        return list(topologies.get_topology_desc(topology, platform="tpu", **options).devices)
+    except jax.errors.JaxRuntimeError as error:
+        raise ValueError(f"topology={topology!r}: {error}") from None

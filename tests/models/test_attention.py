@@ -1,0 +1,66 @@
+"""Attention to several sources at once, and frame by frame."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from random_unets import randomised
+
+from lumiere_jax.models import unet2d
+from lumiere_jax.models.layers import Attended, attention
+from lumiere_jax.models.rematerialization import Rematerialization
+from lumiere_jax.models.unet2d import SpatialAttention, TextContext, UNet2DConfig
+
+
+def normal(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
+
+
+@pytest.mark.usefixtures("float64")
+def test_attention_to_two_sources_is_that_to_their_concatenation():
+    query = normal(2, 5, 3, 4) * 4
+    key, value = normal(2, 9, 3, 4, seed=1) * 4, normal(2, 9, 3, 4, seed=2)
+    bias = jnp.where(normal(2, 1, 1, 6, seed=3) > 0, 0.0, -1e4)
+    logits = np.einsum("bqhd,bkhd->bhqk", query, key) / 2.0
+    logits[..., :6] += bias
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    expected = np.einsum("bhqk,bkhd->bqhd", weights / weights.sum(-1, keepdims=True), value)
+    first, second = Attended(key[:, :6], value[:, :6], bias), Attended(key[:, 6:], value[:, 6:])
+    np.testing.assert_allclose(attention(query, first, second), expected, rtol=0, atol=1e-13)
+    np.testing.assert_allclose(attention(query, second, first), expected, rtol=0, atol=1e-13)
+
+
+def test_no_logit_is_too_large():
+    query, key = jnp.full((1, 1, 1, 4), 300.0), jnp.full((1, 2, 1, 4), 300.0)
+    far = Attended(-key, jnp.zeros_like(key))
+    np.testing.assert_array_equal(attention(query, far, Attended(key, jnp.ones_like(key))), jnp.ones((1, 1, 1, 4)))
+
+
+def test_frame_by_frame_is_the_same(monkeypatch):
+    config = UNet2DConfig(attention_head_dim=4, norm_num_groups=2, cross_attention_dim=32)
+    module = randomised(SpatialAttention(8, config, rngs=nnx.Rngs(0)))
+    graphdef, parameters = nnx.split(module)
+    x, context = normal(2, 3, 4, 4, 8).astype(jnp.float32), TextContext(normal(2, 5, 32).astype(jnp.float32), None)
+    monkeypatch.setattr(unet2d, "_MANY_PIXELS", 16)
+
+    def gradients(policy):
+        def loss(parameters, x):
+            module = nnx.merge(graphdef, parameters)
+            module.remat = dataclasses.replace(Rematerialization(), attention=policy)
+            return jnp.square(module(x, context)).sum()
+
+        program = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
+        loops = str(jax.make_jaxpr(program)(parameters, x)).count(" scan[")
+        return program(parameters, x), loops
+
+    (expected, none), (actual, loops) = gradients("whole"), gradients("frame_by_frame")
+    assert (none, loops) == (0, 2)  # forward and backward
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-5), actual, expected)
+
+
+def test_unknown_attention():
+    with pytest.raises(ValueError, match="remat.attention='flash': use one of whole, frame_by_frame"):
+        Rematerialization(attention="flash")
