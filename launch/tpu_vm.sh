@@ -9,7 +9,7 @@ launch/tpu_vm.sh VERB NAME [flags] [-- COMMAND ...]
   create   asks for a slice (a queued resource) and waits until it is there
   setup    installs this checkout on every worker, and mounts the bucket at ~/bucket
   run      starts COMMAND on every worker, detached: a dropped ssh does not end it
-  status   the slice's state, and each worker's: running, done or failed
+  status   the slice's state, and each worker's: running, done, stopped (asked to end) or failed
   logs     follows the log of one worker (--worker, default 0)
   watch    all of this until COMMAND has ended well: creates, sets up and runs where needed, and again after the slice
            was taken back or a worker failed; COMMAND must continue where it was, as lumiere_jax.train does
@@ -189,10 +189,11 @@ delete() {
   gcloud compute tpus queued-resources delete "$name" "${where[@]}" --force --quiet
 }
 
-# Of the lines that the workers' `state` printed: done, running, idle (nothing was started yet) or failed.
+# Of the lines that the workers' `state` printed: done, running, idle (nothing was started yet), stopped or failed.
 verdict() {
   case $1 in
     *': failed'*) echo failed ;;
+    *': stopped'*) echo stopped ;;
     *': idle'*) if [[ $1 == *': running'* || $1 == *': done'* ]]; then echo failed; else echo idle; fi ;;
     *': running'*) echo running ;;
     *) echo 'done' ;;
@@ -217,13 +218,16 @@ watch() {
         fi
         case $(verdict "$workers") in
           idle) run || echo "$name: the command was not started on all workers, looking again" >&2 ;;
-          failed)
+          failed | stopped)
             echo "$workers" >&2
-            if ((++restarts > max_restarts)); then
+            if [[ $(verdict "$workers") == stopped ]]; then
+              echo "$name: was asked to end before it was done, starting it again" >&2
+            elif ((++restarts > max_restarts)); then
               echo "error: $name failed $restarts times: launch/tpu_vm.sh logs $name ${where[*]}" >&2
               return 1
+            else
+              echo "$name: restart $restarts of $max_restarts" >&2
             fi
-            echo "$name: restart $restarts of $max_restarts" >&2
             on_workers all "$(on_worker stop)"
             run || true
             ;;

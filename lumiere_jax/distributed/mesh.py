@@ -8,9 +8,12 @@ import os
 from collections.abc import Sequence
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 AXES = ("data", "rows")
+# What GKE tells the pods of a TPU slice, in the order in which JAX looks: all of them, separated by commas.
+_HOSTS = ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")
 
 
 def initialize() -> None:
@@ -18,34 +21,54 @@ def initialize() -> None:
 
     Does nothing unless the environment says that there are several processes:
 
-    - `JAX_COORDINATOR_ADDRESS=host:port` with `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`: exactly those;
-    - several names in `TPU_WORKER_HOSTNAMES`, or `MEGASCALE_COORDINATOR_ADDRESS` (TPU slices on GKE), or
-      `LUMIERE_DISTRIBUTED=1` (Cloud TPU VMs, SLURM, Open MPI): JAX finds the others by itself.
+    - `JAX_COORDINATOR_ADDRESS=host:port` with `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`: exactly those. Each process has
+      all accelerators of its machine, or those that `JAX_LOCAL_DEVICE_IDS=0,1` names;
+    - several names in `TPU_WORKER_HOSTNAMES` or `TPU_PROCESS_ADDRESSES`, or `MEGASCALE_COORDINATOR_ADDRESS` (TPU slices
+      on GKE), or `LUMIERE_DISTRIBUTED=1` (Cloud TPU VMs, SLURM, Open MPI, other jobs on Kubernetes): JAX finds the
+      others by itself. Under SLURM and Open MPI each process then has one accelerator.
 
     Raises:
-      ValueError: only a part of the first three variables is set.
+      ValueError: only a part of the first three variables is set, or JAX does not know where it runs.
     """
     if jax.distributed.is_initialized():
         return
     if "JAX_COORDINATOR_ADDRESS" in os.environ:
-        names = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-        missing = [name for name in names if not os.environ.get(name, "").isdecimal()]
-        if missing:
-            raise ValueError(
-                f"JAX_COORDINATOR_ADDRESS is set, but {' and '.join(missing)} is not a number: set all three, or none"
-            )
-        count, index = (int(os.environ[name]) for name in names)
-        jax.distributed.initialize(os.environ["JAX_COORDINATOR_ADDRESS"], count, index)
+        _initialize_as_told(os.environ["JAX_COORDINATOR_ADDRESS"])
     elif (
-        "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
+        "," in next((os.environ[name] for name in _HOSTS if name in os.environ), "")
         or "MEGASCALE_COORDINATOR_ADDRESS" in os.environ
         or os.environ.get("LUMIERE_DISTRIBUTED") == "1"
     ):
-        jax.distributed.initialize()
+        try:
+            jax.distributed.initialize()
+        except ValueError as error:
+            raise ValueError(
+                "the environment (LUMIERE_DISTRIBUTED=1, or GKE's variables) says that there are several processes, "
+                f"but JAX does not find them: {error} It knows Cloud TPU with jax[tpu], SLURM's srun, Open MPI's mpirun"
+                " and, with jax[k8s], Kubernetes. Anywhere else set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and "
+                "JAX_PROCESS_ID"
+            ) from error
+
+
+def _initialize_as_told(coordinator: str) -> None:
+    names = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+    missing = [name for name in names if not os.environ.get(name, "").isdecimal()]
+    if missing:
+        raise ValueError(
+            f"JAX_COORDINATOR_ADDRESS is set, but {' and '.join(missing)} is not a number: set all three, or none"
+        )
+    if not coordinator.rpartition(":")[2].isdecimal():
+        raise ValueError(f"JAX_COORDINATOR_ADDRESS={coordinator} has no port: use HOST:PORT, e.g. {coordinator}:1234")
+    count, index = (int(os.environ[name]) for name in names)
+    # Without a look at the cluster: on a node of SLURM it would leave this process one of the machine's accelerators.
+    jax.distributed.initialize(coordinator, count, index, cluster_detection_method="deactivate")
 
 
 def make_mesh(data: int = -1, rows: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh over all devices of all hosts, with automatic (compiler-propagated) axes "data" and "rows".
+
+    Where the devices come in slices (several TPU slices; several machines with GPUs), each slice is one part of "data",
+    so that only the sums over the batch go through the slower network between them.
 
     Args:
       data: devices along the batch; -1 for as many as `rows` leaves.
@@ -53,7 +76,7 @@ def make_mesh(data: int = -1, rows: int = 1, devices: Sequence[jax.Device] | Non
       devices: those of a slice to compile for (`tpu_slice.devices_of`); default: those that are there.
 
     Raises:
-      ValueError: data · rows is not the number of devices.
+      ValueError: data · rows is not the number of devices, or `rows` reaches over slices.
     """
     devices = jax.devices() if devices is None else devices
     count = len(devices)
@@ -66,4 +89,17 @@ def make_mesh(data: int = -1, rows: int = 1, devices: Sequence[jax.Device] | Non
             f"data={data} times rows={rows} is {data * rows}, but there are {count} devices: set data=-1 (here "
             f"{count // rows}), or choose another rows"
         )
-    return jax.make_mesh((data, rows), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    types = (AxisType.Auto,) * len(AXES)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return jax.make_mesh((data, rows), AXES, axis_types=types, devices=devices)
+    if data % slices:
+        raise ValueError(
+            f"rows={rows} reaches over several of the {slices} slices of {count // slices} devices, whose network is "
+            f"slow: choose a divisor of {count // slices}"
+        )
+    # jax.make_mesh refuses several slices.
+    in_order = mesh_utils.create_hybrid_device_mesh(
+        (data // slices, rows), (slices, 1), devices, allow_split_physical_axes=True
+    )
+    return Mesh(in_order, AXES, axis_types=types)

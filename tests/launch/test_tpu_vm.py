@@ -3,6 +3,8 @@
 import json
 import os
 import pathlib
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -172,6 +174,21 @@ def test_watch_starts_all_workers_again_when_one_fails(play, bucket):
     assert [call for call in calls(play) if call in ("ssh run", "ssh stop")] == ["ssh run", "ssh stop", "ssh run"]
 
 
+def test_watch_goes_on_after_a_worker_was_asked_to_end(play, bucket):
+    """As before a machine is taken back: a training then saves and ends with 0, on all workers, and is not done."""
+    script = """
+        if [ -e ../mounted/asked ]; then exit 0; fi
+        trap 'exit 0' TERM
+        case $HOME in *_1) touch ../mounted/asked; kill -TERM -- -$(cat ../run.pid) ;; esac
+        while [ ! -e ../mounted/asked ]; do sleep 0.1; done; sleep 1"""
+    (play / "states").write_text("NONE\nACTIVE")
+    done = launch(play, *WATCH, "--max_restarts=0", "--", "bash", "-c", script)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count(": stopped, asked to end") == 1
+    assert "slice: was asked to end before it was done, starting it again" in done.stderr
+    assert [call for call in calls(play) if call in ("ssh run", "ssh stop")] == ["ssh run", "ssh stop", "ssh run"]
+
+
 def test_watch_gives_up_after_so_many_failures(play, bucket):
     (play / "states").write_text("NONE\nACTIVE")
     done = launch(play, *WATCH, "--max_restarts=1", "--", "false")
@@ -212,6 +229,40 @@ def test_dry_run_prints_every_command_and_runs_none(play):
     assert "--spot" in lines[0]
     assert "install" in lines[3]
     assert calls(play) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("create", SLICE, "--spot"), ["queued-resources create", "queued-resources describe"]),
+        (("setup", "--bucket=mine"), ["tpu-vm scp", "tpu-vm ssh"]),
+        (("run", "--", "true"), ["tpu-vm ssh"]),
+        (("status",), ["queued-resources describe", "tpu-vm ssh"]),
+        (("logs", "--worker=1"), ["tpu-vm ssh"]),
+        (("delete",), ["queued-resources delete"]),
+    ],
+    ids=lambda value: value[0],
+)
+def test_dry_run_of_each_verb(play, bucket, arguments, expected):
+    """What it prints is what the verb runs: the two differ in nothing but the name of a temporary file."""
+    verb, *flags = arguments
+    if verb != "create":
+        create_slice(play)
+        (play / "calls").write_text("")
+    done = launch(play, verb, "slice", ZONE, "--dry_run", *flags)
+    assert done.returncode == 0, done.stderr
+    assert calls(play) == []
+    lines = [shlex.split(line) for line in done.stderr.splitlines() if line.startswith("gcloud ")]
+    assert [" ".join(line[3:5]) for line in lines] == expected
+    if verb == "logs":  # it would follow the log for ever
+        return
+    launch(play, verb, "slice", ZONE, "--poll=0", *flags)
+    ran = [["gcloud", *json.loads(line)] for line in (play / "calls").read_text().splitlines()]
+    assert [without_temporary(line) for line in ran] == [without_temporary(line) for line in lines]
+
+
+def without_temporary(arguments):
+    return [re.sub(r".*/tmp\.\w+\.tar\.gz$", "ARCHIVE", argument) for argument in arguments]
 
 
 @pytest.mark.parametrize(
