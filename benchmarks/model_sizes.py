@@ -15,21 +15,18 @@ from typing import Any
 
 import jax
 import jax.extend.core
-import jax.numpy as jnp
 import ml_collections
 import tqdm
 from absl import app
 from flax import nnx
 
 from configs import deepfloyd_if, ssr, stunet
-from lumiere_jax.abstract_model import abstract_batch, abstract_model
+from lumiere_jax.abstract_model import abstract_model
+from lumiere_jax.abstract_program import cast, forward_flops, inputs, predict, step_flops
 from lumiere_jax.distributed import platform
-from lumiere_jax.distributed.model_flops import count_flops
 from lumiere_jax.models import parameter_partition
 from lumiere_jax.models.rematerialization import Rematerialization
 from lumiere_jax.models.text_to_video import TextToVideo
-from lumiere_jax.train_setup import step_settings
-from lumiere_jax.train_step import create_state, train_step
 
 VARIANTS = ("demo", "small", *(name for name in deepfloyd_if.STAGE_1 | deepfloyd_if.STAGE_2 if "tiny" not in name))
 # The policies of `config.remat` that pay, from the most memory to the least.
@@ -102,36 +99,14 @@ def measure_remat(variant: str) -> list[tuple[int, float]]:
     return found
 
 
-def forward_flops(
+def changed(
     config: ml_collections.ConfigDict, *, temporal: dict | None = None, unet: dict | None = None
-) -> float:
-    """FLOPs of one evaluation of the network on one clip, as in sampling without guidance.
-
-    Args:
-      config: of the model.
-      temporal: fields of `config.temporal` to change.
-      unet: fields of `config.image_model.unet` to change.
-    """
+) -> ml_collections.ConfigDict:
+    """A copy of a config with other fields of `config.temporal` and `config.image_model.unet`."""
     config = ml_collections.ConfigDict(config.to_dict())
     config.temporal.update(temporal or {})
     config.image_model.unet.update(unet or {})
-    graphdef, trained, frozen = parameter_partition.split(abstract_model(config))
-    return count_flops(functools.partial(_predict, graphdef), trained, _cast(frozen, config), *_inputs(config))
-
-
-def step_flops(config: ml_collections.ConfigDict, parts: tuple[nnx.GraphDef, dict, dict], batch_size: int = 1) -> float:
-    """FLOPs of a training step, with what `config.remat` computes again.
-
-    Args:
-      config: of the model.
-      parts: graph definition, trained and frozen parameters.
-      batch_size: clips.
-    """
-    graphdef, trained, frozen = parts
-    settings = step_settings(config) | {"accumulation_steps": 1}
-    update = functools.partial(train_step, graphdef=graphdef, **settings)
-    state = jax.eval_shape(lambda parameters: create_state(parameters, settings["optimizer"]), trained)
-    return count_flops(update, state, _cast(frozen, config), abstract_batch(config, batch_size), 0)
+    return config
 
 
 def activation_bytes(config: ml_collections.ConfigDict, model: TextToVideo) -> int:
@@ -141,7 +116,8 @@ def activation_bytes(config: ml_collections.ConfigDict, model: TextToVideo) -> i
     for a device is smaller.
     """
     graphdef, trained, frozen = parameter_partition.split(model)
-    return residual_bytes(functools.partial(_predict, graphdef), trained, _cast(frozen, config), *_inputs(config))
+    frozen = cast(frozen, config)
+    return residual_bytes(functools.partial(predict, graphdef), trained, frozen, *inputs(config))
 
 
 def residual_bytes(function: Callable, parameters: Any, *inputs: Any) -> int:
@@ -153,24 +129,6 @@ def residual_bytes(function: Callable, parameters: Any, *inputs: Any) -> int:
     traced = jax.make_jaxpr(residuals)(parameters, *inputs).jaxpr
     kept = {variable for variable in traced.outvars if isinstance(variable, jax.extend.core.Var)}
     return sum(variable.aval.size * variable.aval.dtype.itemsize for variable in kept - set(traced.invars))
-
-
-def _predict(
-    graphdef: nnx.GraphDef, trained: dict, frozen: dict, video: jax.Array, time: jax.Array, text: jax.Array, *given: Any
-) -> jax.Array:
-    model = nnx.merge(graphdef, trained, frozen)
-    return model.predict(video, time, model.embed_text(text), *given)
-
-
-def _inputs(config: ml_collections.ConfigDict) -> tuple:
-    """Of `TextToVideo.predict`, for one clip."""
-    batch, time = abstract_batch(config, 1), jax.ShapeDtypeStruct((1,), jnp.float32)
-    given = (batch.video, time) if config.diffusion.low_res_factor else ()
-    return batch.video, time, batch.text, *given
-
-
-def _cast(frozen: dict, config: ml_collections.ConfigDict) -> dict:
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(config.compute_dtype)), frozen)
 
 
 def with_tables(document: str, tables: dict[str, str]) -> str:
@@ -233,9 +191,9 @@ def _sketch_row(size: Size) -> str:
     config = get_config(size.variant)
     attention = config.image_model.unet.cross_attention
     no_attention = {"cross_attention": (False, False, *attention[2:])}  # at 64x64, the second level
-    as_sketched = forward_flops(config, temporal={"strides": (2, 2, 2)}, unet=no_attention)
-    without = forward_flops(config, unet=no_attention)
-    no_stride = forward_flops(config, temporal={"strides": (1, 1, 1)}, unet=no_attention)
+    as_sketched = forward_flops(changed(config, temporal={"strides": (2, 2, 2)}, unet=no_attention))
+    without = forward_flops(changed(config, unet=no_attention))
+    no_stride = forward_flops(changed(config, temporal={"strides": (1, 1, 1)}, unet=no_attention))
     return (
         f"| `{size.variant}` | {_tera(size.forward)} | {_tera(without)} | {_tera(as_sketched)} "
         f"| {_SKETCH[size.variant]} | {no_stride / as_sketched:.2f} |"

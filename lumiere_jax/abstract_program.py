@@ -1,9 +1,13 @@
-"""The programs that train and sample, for shapes alone: what `compile_for_tpu` compiles, and the benchmarks count."""
+"""The programs that train and sample, for shapes alone: what they need is counted, and they are compiled for slices."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
+from flax import nnx
 from jax.sharding import Mesh
 
 from lumiere_jax.abstract_model import abstract_batch, abstract_model
@@ -11,26 +15,21 @@ from lumiere_jax.distributed import partitioning
 from lumiere_jax.distributed.model_flops import count_flops
 from lumiere_jax.models import parameter_partition
 from lumiere_jax.models.rematerialization import Rematerialization
+from lumiere_jax.pipelines.text_to_video import sample_program, sampling_settings
 from lumiere_jax.train_setup import jit_update, step_settings
-from lumiere_jax.train_step import create_state
+from lumiere_jax.train_step import create_state, train_step
 
 
 def lower_training_step(config: ml_collections.ConfigDict, mesh: Mesh) -> jax.stages.Lowered:
     """The training step of an inflated config as `train` jits it, lowered for the devices of `mesh`.
 
     Its text comes as embeddings, made ahead of time.
-
-    Raises:
-      ValueError: what `train` would refuse too.
     """
-    model = abstract_model(config)
-    graphdef, trained, frozen = parameter_partition.split(model)
+    graphdef, trained, frozen = parameter_partition.split(abstract_model(config))
     settings = step_settings(config)
-    state = jax.eval_shape(
-        lambda parameters: create_state(parameters, settings["optimizer"], len(config.training.ema_decays)), trained
-    )
-    frozen = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, model.dtype), frozen)
-    state, frozen = (_placed(mesh, tree, config.fsdp) for tree in (state, frozen))
+    averages = len(config.training.ema_decays)
+    state = jax.eval_shape(lambda parameters: create_state(parameters, settings["optimizer"], averages), trained)
+    state, frozen = (_placed(mesh, tree, config.fsdp) for tree in (state, cast(frozen, config)))
     batch = jax.tree.map(
         lambda leaf: _with_sharding(leaf, partitioning.batch_sharding(mesh, len(leaf.shape))),
         abstract_batch(config, config.training.batch_size),
@@ -38,14 +37,108 @@ def lower_training_step(config: ml_collections.ConfigDict, mesh: Mesh) -> jax.st
     return jit_update(graphdef, settings, state).lower(state, frozen, batch, config.seed)
 
 
-def training_step_flops(config: ml_collections.ConfigDict) -> float:
-    """FLOPs that a training step on the whole batch needs: nothing computed again, no channel padded.
+def lower_sampling(config: ml_collections.ConfigDict, mesh: Mesh) -> jax.stages.Lowered:
+    """Sampling of a batch of `config.training.batch_size` clips, lowered for the devices of `mesh`.
 
-    Counted for one clip, of which a batch needs a multiple but for the update, which is little.
+    Text comes as embeddings, of the prompts and of the empty prompt. A super-resolution config gets one window.
+    """
+    graphdef, trained, frozen = parameter_partition.split(abstract_model(config))
+    graphdef, state = nnx.split(nnx.merge(graphdef, trained, cast(frozen, config)))
+    parameters = _placed(mesh, nnx.to_pure_dict(state), config.fsdp)
+    clips, sharding = config.training.batch_size, partitioning.batch_sharding(mesh)
+    video, text = abstract_batch(config, clips)
+    divided = partitioning.batch_sharding(mesh, 1)
+    low_res = None
+    if factor := config.diffusion.low_res_factor:
+        small = (*video.shape[:2], video.shape[2] // factor, video.shape[3] // factor, 3)
+        low_res = jax.ShapeDtypeStruct(small, jnp.float32, sharding=divided)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return sample_program.lower(
+        graphdef,
+        parameters,
+        _with_sharding(key, partitioning.replicated(mesh)),
+        jax.ShapeDtypeStruct((clips,), jnp.int32, sharding=divided),
+        (_with_sharding(text, divided), _with_sharding(text, divided)),
+        low_res,
+        config.sampling.get("noise_level", 0.0),
+        clip=video.shape[1:4],
+        settings=sampling_settings(_with_unet(config)),
+        sharding=sharding,
+    )
+
+
+PROGRAMS: dict[str, Callable[[ml_collections.ConfigDict, Mesh], jax.stages.Lowered]] = {
+    "train": lower_training_step,
+    "sample": lower_sampling,
+}
+
+
+def needed_flops(config: ml_collections.ConfigDict, program: str) -> float:
+    """FLOPs that the model needs for one call of a program, on all devices together: nothing computed again.
+
+    Counted for one clip, of which a batch needs a multiple; what is added to the update by that is too little to count.
+
+    Args:
+      config: as for the program.
+      program: one of `PROGRAMS`.
     """
     config = ml_collections.ConfigDict(config.to_dict())
-    config.remat = Rematerialization().__dict__
+    config.remat = vars(Rematerialization())
+    if program == "train":
+        a_clip = step_flops(config, parameter_partition.split(abstract_model(config)))
+    else:
+        settings = sampling_settings(_with_unet(config))
+        a_clip = forward_flops(config) * settings.steps * (1 if settings.guidance_weight == 1.0 else 2)
+    return config.training.batch_size * a_clip
+
+
+def forward_flops(config: ml_collections.ConfigDict) -> float:
+    """FLOPs of one evaluation of the network on one clip, as in sampling without guidance."""
     graphdef, trained, frozen = parameter_partition.split(abstract_model(config))
+    return count_flops(functools.partial(predict, graphdef), trained, cast(frozen, config), *inputs(config))
+
+
+def step_flops(config: ml_collections.ConfigDict, parts: tuple[nnx.GraphDef, dict, dict], batch_size: int = 1) -> float:
+    """FLOPs of a training step, with what `config.remat` computes again.
+
+    Args:
+      config: of the model.
+      parts: graph definition, trained and frozen parameters.
+      batch_size: clips.
+    """
+    graphdef, trained, frozen = parts
+    settings = step_settings(config) | {"accumulation_steps": 1}
+    update = functools.partial(train_step, graphdef=graphdef, **settings)
+    averages = len(config.training.ema_decays)
+    state = jax.eval_shape(lambda parameters: create_state(parameters, settings["optimizer"], averages), trained)
+    return count_flops(update, state, cast(frozen, config), abstract_batch(config, batch_size), 0)
+
+
+def predict(
+    graphdef: nnx.GraphDef, trained: dict, frozen: dict, video: jax.Array, time: jax.Array, text: jax.Array, *given: Any
+) -> jax.Array:
+    """One evaluation of the network: its parts, then `inputs`."""
+    model = nnx.merge(graphdef, trained, frozen)
+    return model.predict(video, time, model.embed_text(text), *given)
+
+
+def inputs(config: ml_collections.ConfigDict) -> tuple:
+    """Of `predict`, for one clip, as shapes."""
+    batch, time = abstract_batch(config, 1), jax.ShapeDtypeStruct((1,), jnp.float32)
+    given = (batch.video, time) if config.diffusion.low_res_factor else ()
+    return batch.video, time, batch.text, *given
+
+
+def cast(frozen: dict, config: ml_collections.ConfigDict) -> dict:
+    """Frozen parameters in the type that a config computes in, as `train` holds them."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(config.compute_dtype)), frozen)
+
+
+def _with_unet(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """The config as a trained run has it."""
+    config = ml_collections.ConfigDict(config.to_dict())
+    config.unet = config.image_model.unet
+    return config
 
 
 def _placed(mesh: Mesh, tree: Any, fsdp: bool) -> Any:
