@@ -367,11 +367,13 @@ def generate(
         return predict(x_t, _per_clip_time(schedule, t, x_t), text, *low, noise_level=level)
 
     def pair(x_t: Array, t: Array, *conditioning: Any) -> tuple[Array, Array]:
-        # Conditional and unconditional in one batch of the network.
-        doubled = jax.tree.map(lambda a: jnp.concatenate([a, a]), (x_t, *conditioning[:-2], conditioning[-1]))
-        x, *low, level = doubled
-        both = predict(x, _per_clip_time(schedule, t, x), jnp.concatenate(conditioning[-2]), *low, noise_level=level)
-        return tuple(jnp.split(both, 2))
+        # Conditional and unconditional in one batch of the network, side by side: both on the device of their clip.
+        *low, texts, level = conditioning
+        x, *low, level = jax.tree.map(lambda array: jnp.repeat(array, 2, axis=0), (x_t, *low, level))
+        text = jnp.stack(texts, axis=1).reshape(-1, *texts[0].shape[1:])
+        both = predict(x, _per_clip_time(schedule, t, x), text, *low, noise_level=level)
+        both = both.reshape(-1, 2, *both.shape[1:])
+        return both[:, 0], both[:, 1]
 
     weight = settings.guidance_weight
     denoiser = conditional if weight == 1.0 else guidance.classifier_free_guidance(pair, weight)
