@@ -1,4 +1,4 @@
-"""Training and sampling in several processes: the same as in one; ended and continued together, on any number of them."""
+"""Training and sampling in several processes: as in one; ended and continued together, on any number."""
 
 import signal
 import time
