@@ -30,8 +30,8 @@ def random_run(super_resolution: bool = False, mesh: jax.sharding.Mesh | None = 
     text_encoder = T5Encoder(sizes, rngs=nnx.Rngs(0))
     mesh = make_mesh() if mesh is None else mesh
     model = TextToVideo(text_encoder, randomised(unet))
-    # The U-Net normalises each channel of the text over the tokens. Those at padding are all alike: small embeddings keep
-    # what is left of the variance above rounding, which would be seen in the clips.
+    # The U-Net normalises each channel of the text over the tokens. Those at padding are all alike: small embeddings
+    # keep what is left of the variance above rounding, which would be seen in the clips.
     model.text_encoder.encoder.encoder_norm.scale[...] *= 0.03
     model.unet.encoder_hid_proj.bias[...] *= 0.0
     graphdef, state = nnx.split(model)
