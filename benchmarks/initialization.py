@@ -32,6 +32,7 @@ from benchmarks.short_training import Curve, Data
 from lumiere_jax.checkpoints.run_directory import Run
 from lumiere_jax.data.video_io import to_uint8
 from lumiere_jax.distributed import platform
+from lumiere_jax.distributed.mesh import make_mesh
 from lumiere_jax.models.text_to_video import TextToVideo
 from lumiere_jax.pipelines.text_to_video import sample_videos
 
@@ -69,7 +70,7 @@ def untrained_samples(data: Data) -> dict[str, Clip]:
 
 
 def _run(data: Data, model: TextToVideo) -> Run:
-    return Run(data.config, data.image.tokenizer, model, step=0, path=pathlib.Path(data.name))
+    return Run(data.config, data.image.tokenizer, model, step=0, path=pathlib.Path(data.name), mesh=make_mesh())
 
 
 def differences(clips: dict[str, Clip]) -> dict[str, dict[str, float]]:

@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "load_run": "lumiere_jax.checkpoints.run_directory",
     "load_temporal": "lumiere_jax.checkpoints.temporal_weights",
+    "make_mesh": "lumiere_jax.distributed.mesh",
     "sample_videos": "lumiere_jax.pipelines.text_to_video",
     "super_resolve": "lumiere_jax.pipelines.text_to_video",
     "write_video": "lumiere_jax.pipelines.results",

@@ -3,11 +3,13 @@
 Prompt following on `moving_shapes`: clips are sampled for prompts whose scene is known, colour, shape, direction and
 motion are read back by classical image processing, and the accuracy of each is printed with its 95 % interval. Beside
 it stands the same reading of clips that are *rendered* from those scenes: what the evaluator itself gets right.
+On several hosts each runs the same command, as for `sample`.
 """
 
 import json
 import pathlib
-import sys
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import tqdm
@@ -17,9 +19,11 @@ from absl.flags import FLAGS
 from lumiere_jax.checkpoints.checkpointing import CheckpointError
 from lumiere_jax.checkpoints.run_directory import Run, load_run
 from lumiere_jax.data import moving_shapes, video_io
-from lumiere_jax.distributed import platform
+from lumiere_jax.distributed import mesh as meshes
+from lumiere_jax.distributed import platform, processes
 from lumiere_jax.evaluation.prompt_following import ATTRIBUTES, prompt_following_accuracy
-from lumiere_jax.pipelines.text_to_video import sample_videos, super_resolve
+from lumiere_jax.pipelines.text_to_video import sample_in_batches
+from lumiere_jax.sample import define_device_flags
 
 
 def evaluate(
@@ -31,7 +35,7 @@ def evaluate(
     held_out: bool,
     seed: int,
     guidance_weight: float | None,
-    batch_size: int,
+    batch_size: int | None = None,
 ) -> dict[str, dict]:
     """Measures prompt following; returns and writes `{name of the clips: {attribute: accuracy, interval}}`.
 
@@ -47,20 +51,32 @@ def evaluate(
     clips: dict[str, list[np.ndarray]] = {"rendered, the evaluator's own accuracy": rendered, "generated": []}
     if super_resolution is not None:
         clips["generated, super-resolved"] = []
-    for first in tqdm.trange(0, prompts, batch_size, unit="batch"):
-        texts = captions[first : first + batch_size]
-        videos = sample_videos(run, texts, seed=seed, first_number=first, guidance_weight=guidance_weight)
-        clips["generated"] += list(videos)
-        if super_resolution is not None:
-            high = super_resolve(super_resolution, videos, texts, seed=seed, first_number=first)
-            clips["generated, super-resolved"] += list(high)
+    settings = {"seed": seed, "batch_size": batch_size, "guidance_weight": guidance_weight}
+    with tqdm.tqdm(total=prompts, unit="clip", disable=not processes.is_first()) as bar:
+        for base, high in sample_in_batches(run, super_resolution, captions, **settings):
+            clips["generated"] += list(base)
+            if high is not None:
+                clips["generated, super-resolved"] += list(high)
+            bar.update(len(base))
     results = {name: prompt_following_accuracy(np.stack(videos), scenes, fps) for name, videos in clips.items()}
+    if processes.is_first():
+        _write(output, run, results, captions, clips["generated"], {"held_out": held_out, "seed": seed})
+    return results
+
+
+def _write(
+    output: pathlib.Path,
+    run: Run,
+    results: dict[str, dict],
+    captions: Sequence[str],
+    clips: Sequence[np.ndarray],
+    protocol: dict[str, Any],
+) -> None:
     output.mkdir(parents=True, exist_ok=True)
-    protocol = {"prompts": prompts, "held_out": held_out, "seed": seed, "step": run.step}
+    protocol = {"prompts": len(captions), **protocol, "step": run.step}
     (output / "prompt_following.json").write_text(json.dumps(protocol | {"results": results}, indent=2) + "\n")
     (output / "prompts.txt").write_text("".join(f"{caption}\n" for caption in captions))
-    video_io.write_contact_sheet(output / "generated.png", clips["generated"][:16])
-    return results
+    video_io.write_contact_sheet(output / "generated.png", clips[:16])
 
 
 def _print_table(results: dict[str, dict]) -> None:
@@ -79,16 +95,17 @@ def define_flags() -> None:
     flags.DEFINE_bool("held_out", False, "Combinations of attributes that the training split does not have.")
     flags.DEFINE_integer("seed", 0, "Of the prompts and of the noise.", 0)
     flags.DEFINE_float("guidance", None, "Classifier-free guidance weight; default: the run's config.")
-    flags.DEFINE_integer("batch_size", 4, "Clips that are sampled at once.", 1)
+    define_device_flags()
     flags.DEFINE_string("output", None, "Where the JSON and the sheet go; default: CHECKPOINT/evaluation.")
 
 
 def main(_argv: list[str]) -> None:
     """Entry point."""
     logging.set_verbosity(logging.WARNING)
-    try:
-        run = load_run(FLAGS.checkpoint)
-        super_resolution = load_run(FLAGS.super_resolution) if FLAGS.super_resolution else None
+    with processes.ended_by_errors(ValueError, OSError, CheckpointError):
+        mesh = meshes.make_mesh(rows=FLAGS.mesh_rows)
+        run = load_run(FLAGS.checkpoint, mesh=mesh)
+        super_resolution = load_run(FLAGS.super_resolution, mesh=mesh) if FLAGS.super_resolution else None
         output = pathlib.Path(FLAGS.output or run.path / "evaluation")
         results = evaluate(
             run,
@@ -100,14 +117,15 @@ def main(_argv: list[str]) -> None:
             guidance_weight=FLAGS.guidance,
             batch_size=FLAGS.batch_size,
         )
-    except (ValueError, OSError, CheckpointError) as error:
-        sys.exit(f"error: {error}")
-    _print_table(results)
-    print(f"written to {output}")
+        if processes.is_first():
+            _print_table(results)
+            print(f"written to {output}")
+        processes.wait_for_all("evaluated")
 
 
 if __name__ == "__main__":
     platform.configure()
+    meshes.initialize()
     define_flags()
     flags.mark_flag_as_required("checkpoint")
     app.run(main)

@@ -2,23 +2,25 @@
 
 For every prompt and resolution: mp4, gif, contact sheet, X-T slice, and a JSON file that says how it was made.
 The same seed gives the same pixels. The functions behind it are importable: see `lumiere_jax`.
+On several hosts each runs the same command (`distributed/mesh.py`), and the first one writes.
 """
 
 import pathlib
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from absl import app, flags, logging
 from absl.flags import FLAGS
+from jax.sharding import Mesh
 
 from lumiere_jax.checkpoints.checkpointing import CheckpointError, tree_hash
 from lumiere_jax.checkpoints.run_directory import Run, RunDirectory, load_run
 from lumiere_jax.checkpoints.temporal_weights import load_temporal
-from lumiere_jax.distributed import platform
+from lumiere_jax.distributed import mesh as meshes
+from lumiere_jax.distributed import platform, processes
 from lumiere_jax.pipelines.results import file_name, library_versions, write_video
-from lumiere_jax.pipelines.text_to_video import encode_prompts, sample_videos, super_resolve
+from lumiere_jax.pipelines.text_to_video import sample_in_batches
 
 
 def sample(
@@ -28,7 +30,7 @@ def sample(
     output: pathlib.Path,
     *,
     seed: int,
-    batch_size: int,
+    batch_size: int | None = None,
     **settings: Any,
 ) -> None:
     """Samples every prompt and writes it, at the base and, with `super_resolution`, at the higher resolution.
@@ -39,29 +41,35 @@ def sample(
       prompts: the texts.
       output: the directory to write to.
       seed: of the noise.
-      batch_size: clips that are sampled at once.
+      batch_size: clips that are sampled at once; None: see `sample_in_batches`.
       **settings: the other arguments of `sample_videos`.
+
+    Raises:
+      ValueError: as `sample_in_batches`.
     """
-    for each in (run, super_resolution):
-        if each is not None:
-            encode_prompts(each, prompts)  # a prompt that is too long fails before any work
+    batches = sample_in_batches(run, super_resolution, prompts, seed=seed, batch_size=batch_size, **settings)
     made_with = {"seed": seed, **settings, "versions": library_versions(), **_describe("checkpoint", run)}
     if super_resolution is not None:
         made_with |= _describe("super_resolution", super_resolution)
-    for first in range(0, len(prompts), batch_size):
-        batch = list(prompts[first : first + batch_size])
-        # Always a full batch, so that one compiled program serves all; what is too much is dropped.
-        padded = batch + [""] * (min(batch_size, len(prompts)) - len(batch))
-        base = sample_videos(run, padded, seed=seed, first_number=first, **settings)
-        results = {"": base}
-        if super_resolution is not None:
-            results["_high_resolution"] = super_resolve(super_resolution, base, padded, seed=seed, first_number=first)
-        for suffix, videos in results.items():
-            _write(videos, batch, first, suffix, output, run.config.clip.fps, made_with)
+    first = 0
+    for base, high in batches:
+        if processes.is_first():
+            batch = prompts[first : first + len(base)]
+            for suffix, videos in {"": base, "_high_resolution": high}.items():
+                if videos is not None:
+                    _write(videos, batch, first, suffix, output, run.config.clip.fps, made_with)
+        first += len(base)
+    processes.wait_for_all("sampled")  # one that ends would not wait long for the first to write
 
 
 def load(
-    path: str, *, init_from: str = "", text_checkpoint: str = "", tokenizer: str = "", ema_decay: float | None = None
+    path: str,
+    *,
+    init_from: str = "",
+    text_checkpoint: str = "",
+    tokenizer: str = "",
+    ema_decay: float | None = None,
+    mesh: Mesh | None = None,
 ) -> Run:
     """Loads a run's directory, or exported temporal layers onto their image model.
 
@@ -71,6 +79,7 @@ def load(
       text_checkpoint: the same for the text encoder; a run that holds its own has no use for it.
       tokenizer: of a file: the SentencePiece model; default: the one beside the text encoder.
       ema_decay: of a run: which of its averages; default: the first. A file holds one alone.
+      mesh: as for `load_run`.
 
     Raises:
       ValueError, OSError, CheckpointError: as `load_run` and `load_temporal`.
@@ -83,16 +92,16 @@ def load(
             )
         if ema_decay is not None:
             raise ValueError(f"ema_decay={ema_decay}: {path} holds one average alone, give none")
-        return load_temporal(path, init_from=init_from, text_checkpoint=text_checkpoint, tokenizer=tokenizer)
+        return load_temporal(path, init_from=init_from, text_checkpoint=text_checkpoint, tokenizer=tokenizer, mesh=mesh)
     refers_to_text = RunDirectory(path).read_references().text_encoder is not None
     text_checkpoint = text_checkpoint if refers_to_text else None
-    return load_run(path, init_from=init_from or None, text_checkpoint=text_checkpoint, ema_decay=ema_decay)
+    return load_run(path, mesh=mesh, init_from=init_from or None, text_checkpoint=text_checkpoint, ema_decay=ema_decay)
 
 
 def _write(
     videos: np.ndarray, prompts: Sequence[str], first: int, suffix: str, output: pathlib.Path, fps: float, facts: dict
 ) -> None:
-    for number, (prompt, video) in enumerate(zip(prompts, videos, strict=False), start=first):
+    for number, (prompt, video) in enumerate(zip(prompts, videos, strict=True), start=first):
         shape = dict(zip(("frames", "height", "width"), video.shape, strict=False))
         sidecar = {"prompt": prompt, "number": number, **facts, **shape, "fps": fps}
         mp4 = write_video(output, file_name(number, prompt) + suffix, video, fps, sidecar)[0]
@@ -142,19 +151,26 @@ def define_flags() -> None:
     flags.DEFINE_integer("steps", None, "Denoising steps of the base model; default: the run's config.", 1)
     flags.DEFINE_float("guidance", None, "Classifier-free guidance weight, 1 is none; default: the config's.")
     flags.DEFINE_enum("sampler", None, ["ddpm", "ddim", "dpm_solver_pp_2m"], "Default: the config's.")
-    flags.DEFINE_integer("batch_size", 4, "Clips that are sampled at once.", 1)
+    define_device_flags()
+
+
+def define_device_flags() -> None:
+    """How sampling is divided over devices."""
+    flags.DEFINE_integer("batch_size", None, "Clips that are sampled at once; default: 4, or as the devices need.", 1)
+    flags.DEFINE_integer("mesh_rows", 1, "Devices that share the height of a clip; the others divide the batch.", 1)
 
 
 def main(_argv: list[str]) -> None:
     """Entry point."""
     logging.set_verbosity(logging.WARNING)
-    try:
+    with processes.ended_by_errors(ValueError, OSError, CheckpointError):
         prompts = read_prompts(FLAGS.prompt, FLAGS.prompts_file)
-        text = {"text_checkpoint": FLAGS.text_checkpoint, "tokenizer": FLAGS.tokenizer}
-        run = load(FLAGS.checkpoint, init_from=FLAGS.init_from, ema_decay=FLAGS.ema_decay, **text)
+        both = {"text_checkpoint": FLAGS.text_checkpoint, "tokenizer": FLAGS.tokenizer}
+        both["mesh"] = meshes.make_mesh(rows=FLAGS.mesh_rows)
+        run = load(FLAGS.checkpoint, init_from=FLAGS.init_from, ema_decay=FLAGS.ema_decay, **both)
         super_resolution = None
         if FLAGS.super_resolution:
-            super_resolution = load(FLAGS.super_resolution, init_from=FLAGS.super_resolution_init_from, **text)
+            super_resolution = load(FLAGS.super_resolution, init_from=FLAGS.super_resolution_init_from, **both)
         sample(
             run,
             super_resolution,
@@ -168,12 +184,11 @@ def main(_argv: list[str]) -> None:
             guidance_weight=FLAGS.guidance,
             sampler=FLAGS.sampler,
         )
-    except (ValueError, OSError, CheckpointError) as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":
     platform.configure()
+    meshes.initialize()
     define_flags()
     flags.mark_flag_as_required("checkpoint")
     app.run(main)

@@ -8,11 +8,8 @@ Several processes train one model where the environment says that there are seve
 
 import contextlib
 import functools
-import os
 import pathlib
-import sys
 import time
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -120,7 +117,8 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Non
 
     # ---------------------------------------------------------------- Compiled steps
     update = jit_update(graphdef, settings, state)
-    validate = jax.jit(functools.partial(validation_step, graphdef=graphdef, objective=settings["objective"]))
+    validate = functools.partial(validation_step, graphdef=graphdef, objective=settings["objective"])
+    validate = jax.jit(partitioning.on_mesh(mesh, validate))
     gates, learning_rate = jax.jit(gate_norms), jax.jit(learning_rate_schedule(fields))
 
     # ---------------------------------------------------------------- Batches: the position in the data is the step
@@ -145,7 +143,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Non
         model = nnx.merge(graphdef, state.averages[0], frozen)
         if embeddings:
             model = text_to_video(text_encoder, model.unet)
-        run = Run(config, tokenizer, model, int(state.step), run_dir.path)
+        run = Run(config, tokenizer, model, int(state.step), run_dir.path, mesh)
         prompts = list(config.sampling.preview_prompts)
         videos = sample_videos(run, prompts)
         if processes.is_first():
@@ -209,42 +207,17 @@ def main(_argv: list[str]) -> None:
     """Entry point."""
     # Orbax tells much that is of no interest; and its errors with all their tracebacks before it raises them.
     logging.set_verbosity(logging.FATAL)
-    if jax.process_count() > 1:
-        sys.excepthook = _end_after_traceback
     config = FLAGS.config
     workdir = FLAGS.workdir or pathlib.Path("workdir", config.name.replace(":", "_"))
-    try:
-        train(config, workdir)
-    except Preempted as notice:
-        processes.say(str(notice))
-    except (CheckpointError, FloatingPointError) as error:
-        _end(str(error))
-    except (OSError, ValueError) as error:
-        path = getattr(error, "filename", None) or workdir
-        _end(f"{path}: {NO_SPACE_LEFT}" if is_no_space_left(error) else str(error))
-    except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1:
-            raise
-        _end(f"{str(error)[:1000]}\nWhere another process of the run has ended, its output says why")
-
-
-def _end(message: str) -> None:
-    if jax.process_count() == 1:
-        sys.exit(f"error: {message}")
-    print(f"error: {message}", file=sys.stderr)
-    _end_at_once()
-
-
-def _end_after_traceback(*error: Any) -> None:
-    sys.__excepthook__(*error)
-    _end_at_once()
-
-
-def _end_at_once() -> None:
-    """For one of several processes: an orderly exit would wait, up to five minutes, for others that wait for it."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(1)
+    with processes.ended_by_errors(CheckpointError, FloatingPointError, OSError, ValueError):
+        try:
+            train(config, workdir)
+        except Preempted as notice:
+            processes.say(str(notice))
+        except (OSError, ValueError) as error:
+            if not is_no_space_left(error):
+                raise
+            raise CheckpointError(f"{getattr(error, 'filename', None) or workdir}: {NO_SPACE_LEFT}") from error
 
 
 if __name__ == "__main__":

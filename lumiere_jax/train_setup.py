@@ -286,7 +286,7 @@ def _image_model(
         text_checkpoint=config.text.get("checkpoint", ""),
         tokenizer=config.text.get("tokenizer", ""),
         dtype=jnp.dtype(config.compute_dtype),
-        sharding=partitioning.replicated(mesh),
+        mesh=mesh,
         text_on_host=bool(config.text.get("embeddings")),
     )
 

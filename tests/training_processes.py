@@ -1,4 +1,4 @@
-"""Trainings in processes of their own, which can be signalled and killed.
+"""Trainings (and samplings) in processes of their own, which can be signalled and killed.
 
 What `python -m lumiere_jax.train` does takes seconds of imports first. A server makes them once and forks for every
 start, before JAX has any device or thread: each start is a process as the command's is, and ends as it does.
@@ -92,20 +92,29 @@ class TrainingServer:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self._server = subprocess.Popen([sys.executable, __file__], cwd=ROOT, env=environment, **pipes)
 
-    def start(self, *arguments: object, devices: int = 1, environment: Mapping[str, str] | None = None) -> Training:
-        """Starts the training command with `arguments` on so many virtual CPU devices."""
+    def start(
+        self,
+        *arguments: object,
+        devices: int = 1,
+        environment: Mapping[str, str] | None = None,
+        module: str = "train",
+    ) -> Training:
+        """Starts the training command, or `sample`, with `arguments` on so many virtual CPU devices."""
         self._started += 1
         log = self._logs / f"start_{self._started:03d}.log"
         log.touch()
         flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
         request = {
             "start": [*map(str, arguments)],
+            "module": f"lumiere_jax.{module}",
             "log": str(log),
             "environment": flags | dict(environment or {}),
         }
         return Training(self._server, _ask(self._server, request), log)
 
-    def start_several(self, count: int, *arguments: object, more: Mapping[int, str] | None = None) -> list[Training]:
+    def start_several(
+        self, count: int, *arguments: object, more: Mapping[int, str] | None = None, module: str = "train"
+    ) -> list[Training]:
         """Starts one run of `count` processes with one device each; some get one more argument, by their number."""
         with socket.socket() as probe:
             probe.bind(("localhost", 0))
@@ -116,6 +125,7 @@ class TrainingServer:
                 *arguments,
                 *((more[index],) if more and index in more else ()),
                 environment=together | {"JAX_PROCESS_ID": str(index)},
+                module=module,
             )
             for index in range(count)
         ]
@@ -165,6 +175,7 @@ def _serve() -> dict | None:
 
 
 if __name__ == "__main__":
+    import lumiere_jax.sample
     import lumiere_jax.train  # noqa: F401
 
     if request := _serve():
@@ -172,6 +183,6 @@ if __name__ == "__main__":
         with open(request["log"], "wb") as log, open(os.devnull) as nothing:
             for standard, file in ((0, nothing), (1, log), (2, log)):
                 os.dup2(file.fileno(), standard)
-        sys.argv = ["lumiere_jax/train.py", *request["start"]]
-        del sys.modules["lumiere_jax.train"]  # it is run as the command now
-        runpy.run_module("lumiere_jax.train", run_name="__main__")
+        sys.argv = [request["module"], *request["start"]]
+        del sys.modules[request["module"]]  # it is run as the command now
+        runpy.run_module(request["module"], run_name="__main__")

@@ -9,6 +9,8 @@ from jaxtyping import DTypeLike
 
 from lumiere_jax.checkpoints.imported_unet import is_imported_unet, load_imported_unet, open_imported_unet
 from lumiere_jax.checkpoints.run_directory import Reference, References, load_imported_text_encoder, load_run
+from lumiere_jax.distributed import partitioning
+from lumiere_jax.distributed.mesh import make_mesh
 from lumiere_jax.models.unet2d import UNet2D
 from lumiere_jax.text.load_t5 import find_tokenizer, open_t5_encoder
 from lumiere_jax.text.t5_encoder import T5Config, T5Encoder
@@ -32,7 +34,7 @@ def load_image_model(
     text_checkpoint: str = "",
     tokenizer: str = "",
     dtype: DTypeLike = jnp.float32,
-    sharding: jax.sharding.Sharding | None = None,
+    mesh: jax.sharding.Mesh | None = None,
     text_on_host: bool = False,
 ) -> ImageModel:
     """Loads an image model.
@@ -43,15 +45,18 @@ def load_image_model(
         encoder that it refers to lies now, if it was moved.
       tokenizer: the SentencePiece model of `text_checkpoint`; default: `tokenizer.model` in it.
       dtype: of imported parameters, the U-Net's and the text encoder's.
-      sharding: of every imported parameter; None: the first local device.
+      mesh: of all devices of all processes, where its parameters lie; None: `make_mesh()`.
       text_on_host: leaves an imported text encoder in the host's memory.
 
     Raises:
       CheckpointError: nothing complete at `path`, or imported weights that are damaged.
       ValueError: an imported U-Net without a text encoder, or with one of another width; the run of an inflated model.
     """
+    mesh = make_mesh() if mesh is None else mesh
     if not is_imported_unet(path):
-        run = load_run(path, text_checkpoint=text_checkpoint or None, text_dtype=dtype, require_finished=True)
+        run = load_run(
+            path, mesh=mesh, text_checkpoint=text_checkpoint or None, text_dtype=dtype, require_finished=True
+        )
         if "temporal" in run.config:
             raise ValueError(f"init_from={path} is an inflated run: give the run of an image model")
         return ImageModel(
@@ -65,6 +70,7 @@ def load_image_model(
         )
     vocabulary = Tokenizer.load(find_tokenizer(text_checkpoint, tokenizer))
     check_width(text_checkpoint, imported.config.text_dim)
+    sharding = partitioning.replicated(mesh)
     unet = load_imported_unet(imported, dtype, sharding)
     text_encoder, text_reference = load_imported_text_encoder(
         text_checkpoint, dtype=dtype, sharding=None if text_on_host else sharding, on_host=text_on_host

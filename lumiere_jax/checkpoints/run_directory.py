@@ -27,7 +27,8 @@ from jaxtyping import DTypeLike
 
 from lumiere_jax.checkpoints.checkpointing import CheckpointError, CheckpointManager, load_tree, tree_hash
 from lumiere_jax.checkpoints.imported_unet import load_imported_unet, open_imported_unet
-from lumiere_jax.distributed import processes
+from lumiere_jax.distributed import partitioning, processes
+from lumiere_jax.distributed.mesh import make_mesh
 from lumiere_jax.models import parameter_partition
 from lumiere_jax.models.rematerialization import Rematerialization, rematerialize
 from lumiere_jax.models.stunet import inflate
@@ -66,6 +67,7 @@ class Run:
     model: TextToVideo  # with the averaged parameters
     step: int
     path: pathlib.Path
+    mesh: jax.sharding.Mesh  # where its parameters lie, and where it is sampled
     references: References = References()
 
     def parameters(self) -> dict:
@@ -371,16 +373,18 @@ def check_same(what: str, found: Reference, recorded: Reference) -> None:
 def load_run(
     path: str | os.PathLike[str],
     *,
+    mesh: jax.sharding.Mesh | None = None,
     init_from: str | None = None,
     text_checkpoint: str | None = None,
     text_dtype: DTypeLike | None = None,
     ema_decay: float | None = None,
     require_finished: bool = False,
 ) -> Run:
-    """Loads a trained model with its averaged parameters.
+    """Loads a trained model with its averaged parameters. In a run of several processes all of them call it.
 
     Args:
       path: a run directory, as `train --workdir` makes it.
+      mesh: of all devices of all processes, on which it is sampled; None: their batch is divided over all of them.
       init_from: where the imported U-Net lies now, if it was moved since the training.
       text_checkpoint: where the imported text encoder lies now, if it was moved.
       text_dtype: of the parameters of an imported text encoder; None: the run's `compute_dtype`.
@@ -393,6 +397,7 @@ def load_run(
       ValueError: `init_from` or `text_checkpoint` for a run that holds its own, or an average that it does not have.
     """
     directory = RunDirectory(path)
+    mesh = make_mesh() if mesh is None else mesh
     config, tokenizer = directory.read_config(), directory.read_tokenizer()
     if config is None or tokenizer is None:
         missing = "config.json" if config is None else TOKENIZER
@@ -416,12 +421,19 @@ def load_run(
             )
         image_unet, unet_reference = None, None
         if "temporal" in config:
-            image_unet, unet_reference = load_image_unet(directory, config, moved_to=init_from)
+            everywhere = partitioning.replicated(mesh)
+            image_unet, unet_reference = load_image_unet(directory, config, moved_to=init_from, sharding=everywhere)
         graphdef, trained, frozen = parameter_partition.split(build_unet(config, image_unet))
+        shardings = partitioning.parameter_shardings(mesh, trained)
+        trained = jax.tree.map(
+            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), trained, shardings
+        )
         _, restored = manager.restore({"averages": {chosen: {"unet": trained}}}, step, partial=True)
     dtype, padding_sees_tokens = jnp.dtype(config.compute_dtype), config.text.padding_sees_tokens
     text_dtype = dtype if text_dtype is None else text_dtype
-    text_encoder, text_reference = load_text_encoder(directory, step, moved_to=text_checkpoint, dtype=text_dtype)
+    text_encoder, text_reference = load_text_encoder(
+        directory, step, moved_to=text_checkpoint, dtype=text_dtype, sharding=partitioning.replicated(mesh)
+    )
     unet = nnx.merge(graphdef, restored["averages"][chosen]["unet"], frozen)
     model = TextToVideo(text_encoder, unet, dtype=dtype, padding_sees_tokens=padding_sees_tokens)
-    return Run(config, tokenizer, model, step, directory.path, References(unet_reference, text_reference))
+    return Run(config, tokenizer, model, step, directory.path, mesh, References(unet_reference, text_reference))

@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 
+import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
@@ -30,6 +31,8 @@ from lumiere_jax.checkpoints.run_directory import (
     load_run,
     text_encoder_sha256,
 )
+from lumiere_jax.distributed import partitioning
+from lumiere_jax.distributed.mesh import make_mesh
 from lumiere_jax.models import parameter_partition
 from lumiere_jax.models.stunet import deflate
 from lumiere_jax.models.text_to_video import TextToVideo
@@ -96,7 +99,12 @@ def _without_paths(config: ml_collections.ConfigDict) -> ml_collections.ConfigDi
 
 
 def load_temporal(
-    path: str | os.PathLike[str], *, init_from: str, text_checkpoint: str = "", tokenizer: str = ""
+    path: str | os.PathLike[str],
+    *,
+    init_from: str,
+    text_checkpoint: str = "",
+    tokenizer: str = "",
+    mesh: jax.sharding.Mesh | None = None,
 ) -> Run:
     """Puts exported temporal layers onto the image model that they were trained over.
 
@@ -105,6 +113,7 @@ def load_temporal(
       init_from: the image model: an imported U-Net's directory, or the run of an image model.
       text_checkpoint: with an imported U-Net: its T5 encoder, as for `load_image_model`.
       tokenizer: the SentencePiece model of `text_checkpoint`; default: `tokenizer.model` in it.
+      mesh: as for `load_run`.
 
     Returns:
       A run to sample from: it gives what the exported run gives, bit by bit.
@@ -120,8 +129,8 @@ def load_temporal(
     backbone = Reference(metadata["backbone"], metadata["backbone_sha256"])
     if is_imported_unet(init_from):  # known before anything is loaded
         check_same("U-Net", Reference(init_from, open_imported_unet(init_from).sha256), backbone)
-    dtype = jnp.dtype(config.compute_dtype)
-    image = load_image_model(init_from, text_checkpoint=text_checkpoint, tokenizer=tokenizer, dtype=dtype)
+    dtype, mesh = jnp.dtype(config.compute_dtype), make_mesh() if mesh is None else mesh
+    image = load_image_model(init_from, text_checkpoint=text_checkpoint, tokenizer=tokenizer, dtype=dtype, mesh=mesh)
     if image.references.unet is None:
         check_same("U-Net", Reference(init_from, _sha256_of(image.unet)), backbone)
     if image.unet.config != UNet2DConfig(**config.unet):
@@ -138,7 +147,7 @@ def load_temporal(
     graphdef, temporal, frozen = parameter_partition.split(build_unet(config, image.unet))
     arrays = safetensors_files.open_arrays(path)
     check_parameters(traverse_util.flatten_dict(nested(arrays)), traverse_util.flatten_dict(temporal))
-    temporal = nested({name: jnp.asarray(array.load()) for name, array in arrays.items()})
+    temporal = partitioning.place(mesh, nested({name: array.load() for name, array in arrays.items()}))
     unet, padding_sees_tokens = nnx.merge(graphdef, temporal, frozen), config.text.padding_sees_tokens
     model = TextToVideo(image.text_encoder, unet, dtype=dtype, padding_sees_tokens=padding_sees_tokens)
-    return Run(config, image.tokenizer, model, int(metadata["step"]), pathlib.Path(path), image.references)
+    return Run(config, image.tokenizer, model, int(metadata["step"]), pathlib.Path(path), mesh, image.references)

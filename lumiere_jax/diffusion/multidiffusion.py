@@ -70,8 +70,9 @@ def multidiffusion(
       per_frame: arrays [batch, frames, ...] that are cut into the same windows: masks, a low-resolution clip.
       per_clip: a sequence of arrays, or trees of arrays, [batch, ...] that every window of a clip shares: text.
 
-    and calls `denoiser(x_window, t, *per_frame_windows, *per_clip)` with the windows in the batch axis: the first of
-    all clips, then the second of all clips, ...; t, if not scalar, and per_clip are repeated to match. Prediction of
+    and calls `denoiser(x_window, t, *per_frame_windows, *per_clip)` with the windows in the batch axis: those of the
+    first clip, then those of the second, ... (so that a device that holds a clip holds its windows, too); t, if not
+    scalar, and per_clip are repeated to match. Prediction of
     x0, of epsilon and of v may all be averaged; threshold them afterwards, on the whole clip. So may a learned variance
     in further channels: the average of what interpolates log-variances is a (weighted) geometric mean of variances.
 
@@ -102,7 +103,7 @@ def multidiffusion(
             cut = [_cut_windows(array, chosen, window) for array in (x_t, *per_frame)]
             repeated_t, shared = jax.tree.map(lambda array: _repeat(array, len(chosen)), (t, tuple(per_clip)))
             prediction = denoiser(cut[0], repeated_t, *cut[1:], *shared)
-            return prediction.reshape(len(chosen), -1, *prediction.shape[1:])
+            return jnp.moveaxis(prediction.reshape(-1, len(chosen), *prediction.shape[1:]), 1, 0)
 
         predictions = _in_chunks(denoise_windows, starts, window_batch)
         return _average(predictions, starts, frame_weights, frames)
@@ -111,15 +112,15 @@ def multidiffusion(
 
 
 def _cut_windows(array: Array, starts: Array, window: int) -> Array:
-    """[batch, frames, ...] -> [windows * batch, window, ...]."""
+    """[batch, frames, ...] -> [batch * windows, window, ...]."""
     cut = jnp.take(array, starts[:, None] + jnp.arange(window), axis=1)  # [batch, windows, window, ...]
-    return jnp.moveaxis(cut, 1, 0).reshape(-1, window, *array.shape[2:])
+    return cut.reshape(-1, window, *array.shape[2:])
 
 
 def _repeat(array: Array, windows: int) -> Array:
-    """[batch, ...] -> [windows * batch, ...]; a scalar stays."""
+    """[batch, ...] -> [batch * windows, ...]; a scalar stays."""
     array = jnp.asarray(array)
-    return array if array.ndim == 0 else jnp.tile(array, (windows,) + (1,) * (array.ndim - 1))
+    return array if array.ndim == 0 else jnp.repeat(array, windows, axis=0)
 
 
 def _in_chunks(denoise_windows: Callable[[Array], Array], starts: tuple[int, ...], size: int | None) -> Array:

@@ -20,7 +20,7 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Key
 
 from lumiere_jax.diffusion.noise_schedule import NoiseSchedule
 from lumiere_jax.diffusion.prediction import Denoiser, VarianceDenoiser
@@ -28,6 +28,7 @@ from lumiere_jax.diffusion.prediction import Denoiser, VarianceDenoiser
 Sampler = Literal["ddim", "ddpm", "dpm_solver_pp_2m"]
 Spacing = Literal["uniform", "log_snr", "leading"]
 Variance = Literal["posterior", "learned_range"]
+Keys = Key[Array, ""] | Key[Array, " batch"]  # one for all clips, or one for each
 
 # Last positive time of the log-SNR grid under a continuous schedule (DPM-Solver's usual choice; not from the paper).
 MIN_TIME = 1e-3
@@ -40,7 +41,7 @@ def sample(
     schedule: NoiseSchedule,
     steps: int,
     sampler: str = "ddim",
-    key: PRNGKeyArray | None = None,
+    key: Keys | None = None,
     eta: float = 0.0,
     spacing: str = "uniform",
     variance: str = "posterior",
@@ -53,7 +54,8 @@ def sample(
       schedule: relates t to alpha and sigma; the denoiser's own.
       steps: number of denoiser calls, at least 1.
       sampler: "ddim", "ddpm" or "dpm_solver_pp_2m".
-      key: needed by "ddpm", and by "ddim" with eta > 0.
+      key: needed by "ddpm", and by "ddim" with eta > 0. One for all clips; or one for each, whose noise then does not
+        depend on what else is in the batch.
       eta: in [0, 1], "ddim" only: 0 is deterministic, 1 is DDPM.
       spacing: of the times, "uniform", "log_snr" or "leading": see `time_grid`.
       variance: "ddpm" only: "posterior", which is fixed, or "learned_range", the network's: see `ddpm_learned_range`.
@@ -138,13 +140,13 @@ def _distinct_levels(times: np.ndarray, levels: int) -> np.ndarray:
 def ddpm(
     denoise_x0: Denoiser,
     x_T: Float[Array, "*shape"],
-    key: PRNGKeyArray | None,
+    key: Keys | None,
     schedule: NoiseSchedule,
     times: Float[np.ndarray, " times"],
 ) -> Float[Array, "*shape"]:
     """Ancestral sampling with the posterior variance of q(x_s | x_t, x0) (Ho et al. 2020, eq. 6-7): DDIM with eta = 1.
 
-    Step k's noise comes from `fold_in(key, k)`. Arguments and errors as for `ddim`.
+    Arguments and errors as for `ddim`.
     """
     return ddim(denoise_x0, x_T, key, schedule, times, eta=1.0)
 
@@ -152,13 +154,11 @@ def ddpm(
 def ddpm_learned_range(
     denoise: VarianceDenoiser,
     x_T: Float[Array, "*shape"],
-    key: PRNGKeyArray | None,
+    key: Keys | None,
     schedule: NoiseSchedule,
     times: Float[np.ndarray, " times"],
 ) -> Float[Array, "*shape"]:
     """Ancestral sampling with the variance that the network asks for (Nichol & Dhariwal 2021, eq. 15; DeepFloyd IF).
-
-    Step k's noise comes from `fold_in(key, k)`.
 
     Args:
       denoise: `(x_t, t scalar) -> (x0, variance fraction)`, such as `prediction.x0_and_variance_denoiser`.
@@ -173,7 +173,7 @@ def ddpm_learned_range(
     def step(x, inputs):
         index, t, coefficients = inputs
         x0, fraction = denoise(x, t)
-        noise = jax.random.normal(jax.random.fold_in(key, index), x.shape, x.dtype)
+        noise = _step_noise(key, index, x)
         return learned_range_step(x, x0.astype(x.dtype), fraction.astype(x.dtype), noise, coefficients), None
 
     x = x_T.astype(jnp.promote_types(x_T.dtype, jnp.float32))
@@ -212,7 +212,7 @@ def learned_range_coefficients(
 def ddim(
     denoise_x0: Denoiser,
     x_T: Float[Array, "*shape"],
-    key: PRNGKeyArray | None,
+    key: Keys | None,
     schedule: NoiseSchedule,
     times: Float[np.ndarray, " times"],
     eta: float = 0.0,
@@ -222,7 +222,7 @@ def ddim(
     Args:
       denoise_x0: `(x_t, t scalar) -> x0`.
       x_T: the state at times[0].
-      key: step k's noise comes from `fold_in(key, k)`; unused, and may be None, if eta = 0.
+      key: step k's noise comes from `fold_in(key, k)`, of all clips or of each; unused, and may be None, if eta = 0.
       schedule: relates t to alpha and sigma.
       times: strictly decreasing from at most 1 to exactly 0, such as `time_grid`.
       eta: in [0, 1]: 0 is deterministic, 1 is DDPM.
@@ -240,7 +240,7 @@ def ddim(
         index, t, a, b, c = inputs
         x_next = a * x + b * denoise_x0(x, t).astype(x.dtype)
         if eta > 0.0:
-            x_next += c * jax.random.normal(jax.random.fold_in(key, index), x.shape, x.dtype)
+            x_next += c * _step_noise(key, index, x)
         return x_next, None
 
     x = x_T.astype(jnp.promote_types(x_T.dtype, jnp.float32))
@@ -308,7 +308,13 @@ def _dpm_solver_coefficients(schedule: NoiseSchedule, times: np.ndarray) -> tupl
     return jnp.append(a, 0.0), jnp.append(b, 1.0), jnp.append(c, 0.0)
 
 
-def _check_key(key: PRNGKeyArray | None) -> None:
+def _step_noise(key: Keys, index: Array, x: Array) -> Array:
+    if key.ndim == 0:
+        return jax.random.normal(jax.random.fold_in(key, index), x.shape, x.dtype)
+    return jax.vmap(lambda clip_key, clip: _step_noise(clip_key, index, clip))(key, x)
+
+
+def _check_key(key: Keys | None) -> None:
     if key is None:
         raise ValueError("a stochastic sampler (ddpm, or ddim with eta > 0) needs a random key: pass key=")
 

@@ -140,3 +140,33 @@ def place(mesh: Mesh, state: Any, *, fsdp: bool = False) -> Any:
         return np.asarray(leaf) if is_local and jax.process_count() > 1 else leaf
 
     return jax.device_put(jax.tree.map(movable, state), parameter_shardings(mesh, state, fsdp=fsdp))
+
+
+def divide_batch(mesh: Mesh, batch: Any) -> Any:
+    """Places a batch that every process holds whole: the first axis over `data`, copies over `rows`.
+
+    Args:
+      mesh: from `make_mesh`; its rows may lie on several processes.
+      batch: a pytree of numpy arrays with the batch first, the same on all processes; `data` divides it.
+
+    Returns:
+      The same tree of global arrays.
+    """
+    sharding = batch_sharding(mesh, 1)
+    return jax.tree.map(lambda leaf: jax.make_array_from_callback(leaf.shape, sharding, leaf.__getitem__), batch)
+
+
+@functools.partial(jax.jit, static_argnames="sharding")
+def _frame_everywhere(videos: jax.Array, frame: int, sharding: NamedSharding) -> jax.Array:
+    return jax.lax.with_sharding_constraint(jax.lax.dynamic_index_in_dim(videos, frame, 1, keepdims=False), sharding)
+
+
+def videos_to_hosts(mesh: Mesh, videos: jax.Array) -> np.ndarray:
+    """Videos that lie on all processes' devices, whole on each process; all processes call it.
+
+    They go frame by frame, as a device may not have the memory for all clips at full height.
+    """
+    if videos.is_fully_addressable:
+        return np.asarray(videos)
+    frames = (_frame_everywhere(videos, frame, replicated(mesh)) for frame in range(videos.shape[1]))
+    return np.stack([np.asarray(frame) for frame in frames], axis=1)

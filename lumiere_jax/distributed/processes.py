@@ -1,9 +1,17 @@
-"""Where the processes of one run wait for each other; they share a file system. One process alone never waits."""
+"""Where the processes of one run wait for each other, and how they end; they share a file system.
+
+One process alone never waits.
+"""
 
 import contextlib
+import hashlib
+import os
+import sys
 from collections.abc import Iterator
+from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 
@@ -41,3 +49,53 @@ def first_process_first(what: str) -> Iterator[None]:
     finally:
         if is_first():
             wait_for_all(what)
+
+
+def check_same(what: str, value: Any) -> None:
+    """Raises a ValueError, on all processes, where they were started with different things.
+
+    Args:
+      what: for people.
+      value: whose `repr` must be the same on all processes.
+    """
+    mine = np.frombuffer(hashlib.sha256(repr(value).encode()).digest(), np.uint32)
+    if jax.process_count() > 1 and len(np.unique(multihost_utils.process_allgather(mine), axis=0)) > 1:
+        raise ValueError(f"{what} must be the same for all processes: start each with the same command")
+
+
+@contextlib.contextmanager
+def ended_by_errors(*expected: type[Exception]) -> Iterator[None]:
+    """Around an entry point's work: an error ends all processes, and an expected one is told in a line.
+
+    Args:
+      *expected: errors whose message is for people.
+    """
+    if jax.process_count() > 1:
+        sys.excepthook = _end_after_traceback
+    try:
+        yield
+    except expected as error:
+        _end(str(error))
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        _end(f"{str(error)[:1000]}\nWhere another process of the run has ended, its output says why")
+
+
+def _end(message: str) -> None:
+    if jax.process_count() == 1:
+        sys.exit(f"error: {message}")
+    print(f"error: {message}", file=sys.stderr)
+    _end_at_once()
+
+
+def _end_after_traceback(*error: Any) -> None:
+    sys.__excepthook__(*error)
+    _end_at_once()
+
+
+def _end_at_once() -> None:
+    """For one of several processes: an orderly exit would wait, up to five minutes, for others that wait for it."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)

@@ -2,12 +2,13 @@
 
 Both wrap the network in the same order: network -> guidance -> MultiDiffusion (predictions are averaged) -> x0 ->
 threshold -> sampler. A learned variance takes the same way, but for guidance and threshold, which leave it alone.
-Prompt number i starts from noise i of the seed, whatever the other prompts are.
+Prompt number i gets noise i of the seed, whatever the other prompts are, and however many devices share the work:
+those of the run's mesh, `data` of which divide the prompts and `rows` the height of each clip.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, get_args
 
 import jax
@@ -15,11 +16,12 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int32
 
 from lumiere_jax.checkpoints.run_directory import Run
 from lumiere_jax.diffusion import guidance, low_resolution, noise_schedule, prediction, samplers
 from lumiere_jax.diffusion.multidiffusion import multidiffusion, window_starts
+from lumiere_jax.distributed import partitioning, processes
 from lumiere_jax.models.unet2d import UNet2DConfig
 
 Videos = Float[np.ndarray, "prompts frames height width 3"]
@@ -39,10 +41,13 @@ def sample_videos(
 ) -> Videos:
     """Samples one clip per prompt with a text-to-video (or text-to-image) run.
 
+    In a run of several processes all of them call it with the same arguments, and all get all clips.
+
     Args:
       run: from `load_run`.
-      prompts: texts, at most `run.config.text.length` tokens each.
-      seed: of the noise; prompt number i starts from noise i.
+      prompts: texts, at most `run.config.text.length` tokens each; any number, but a multiple of the devices along
+        `data` uses them best.
+      seed: of the noise; prompt number i gets noise i.
       first_number: the first prompt's number, where many prompts are sampled in several calls.
       frames: per clip, default the run's; any number (padded to the temporal stride inside the model).
       size: (height, width) in pixels, default the run's.
@@ -52,7 +57,8 @@ def sample_videos(
       Clips in [-1, 1], at `run.config.clip.fps` frames per second.
 
     Raises:
-      ValueError: a super-resolution run, a prompt that is too long, or a number out of range.
+      ValueError: a super-resolution run, a prompt that is too long, a number out of range, or a height that the mesh
+        does not divide.
     """
     if run.config.diffusion.low_res_factor:
         raise ValueError(f"{run.path} is a super-resolution run: give it as super_resolution, beside a base run")
@@ -61,12 +67,7 @@ def sample_videos(
     frames = run.config.clip.frames if frames is None else frames
     if frames < 1 or height < 1 or width < 1:
         raise ValueError(f"frames={frames} and size={(height, width)} must be positive")
-    tokens = encode_prompts(run, prompts)
-    key = jax.random.key(seed)
-    noise = _noise(key, 0, first_number, (len(prompts), frames, height, width, 3))
-    return np.asarray(
-        _sample(nnx.graphdef(run.model), run.parameters(), noise, *tokens, None, None, key, settings=settings)
-    )
+    return _sample_on_mesh(run, prompts, first_number, jax.random.key(seed), (frames, height, width), settings)
 
 
 def super_resolve(
@@ -90,7 +91,8 @@ def super_resolve(
       steps, guidance_weight, sampler: default those of the run's config.
 
     Raises:
-      ValueError: not a super-resolution run, or prompts and clips differ in number.
+      ValueError: not a super-resolution run, prompts and clips differ in number, or a height that the mesh does not
+        divide.
     """
     factor = run.config.diffusion.low_res_factor
     if not factor:
@@ -98,30 +100,82 @@ def super_resolve(
     if len(videos) != len(prompts):
         raise ValueError(f"{len(videos)} clips but {len(prompts)} prompts: give one prompt per clip")
     settings = sampling_settings(run.config, steps, guidance_weight, sampler)
-    height, width = factor * videos.shape[2], factor * videos.shape[3]
-    low_res = low_resolution.upsample(jnp.asarray(videos), height, width)
-    level = jnp.full((len(videos),), run.config.sampling.noise_level)
+    frames, height, width = videos.shape[1:4]
     # Another stream than the base model's, so that the two noises are independent.
     key = jax.random.fold_in(jax.random.key(seed), 2)
-    low_res = low_resolution.augment(low_res, level, _noise(key, 0, first_number, low_res.shape), settings.schedule)
-    noise = _noise(key, 1, first_number, low_res.shape)
-    tokens = encode_prompts(run, prompts)
-    return np.asarray(
-        _sample(nnx.graphdef(run.model), run.parameters(), noise, *tokens, low_res, level, key, settings=settings)
-    )
+    clip = (frames, factor * height, factor * width)
+    return _sample_on_mesh(run, prompts, first_number, key, clip, settings, videos, run.config.sampling.noise_level)
 
 
-def encode_prompts(run: Run, prompts: Sequence[str]) -> tuple[Array, Array]:
+def sample_in_batches(
+    run: Run,
+    super_resolution: Run | None,
+    prompts: Sequence[str],
+    *,
+    seed: int,
+    batch_size: int | None = None,
+    **settings: Any,
+) -> Iterator[tuple[Videos, Videos | None]]:
+    """Samples many prompts, a batch at a time by one compiled program; for several processes see `sample_videos`.
+
+    Args:
+      run: a text-to-video run.
+      super_resolution: a super-resolution run, or None.
+      prompts: the texts; the number of each is its place among them.
+      seed: of the noise.
+      batch_size: clips that are sampled at once; None: four, or as many more as the devices along `data` need.
+      **settings: the other arguments of `sample_videos`.
+
+    Returns:
+      for each batch, when it is asked for, its base clips and, with `super_resolution`, those at the higher resolution.
+
+    Raises:
+      ValueError: a prompt that is too long for one of the runs, or a batch size that the mesh does not divide, before
+        any work; else as `sample_videos` and `super_resolve`.
+    """
+    processes.check_same("the prompts and how they are sampled", (list(prompts), seed, batch_size, settings))
+    if not prompts:
+        raise ValueError("prompts=[]: give at least one")
+    for each in (run, super_resolution):
+        if each is not None:
+            encode_prompts(each, prompts)
+            _check_batch_size(each, batch_size)
+    size = min(batch_size or _next_multiple(4, run.mesh.shape["data"]), len(prompts))
+    return _batches(run, super_resolution, prompts, size, seed, settings)
+
+
+def _batches(
+    run: Run, super_resolution: Run | None, prompts: Sequence[str], size: int, seed: int, settings: dict[str, Any]
+) -> Iterator[tuple[Videos, Videos | None]]:
+    for first in range(0, len(prompts), size):
+        batch = list(prompts[first : first + size])
+        # Always a full batch, so that one compiled program serves all; what is too much is dropped.
+        full = batch + [""] * (size - len(batch))
+        base, high = sample_videos(run, full, seed=seed, first_number=first, **settings), None
+        if super_resolution is not None:
+            high = super_resolve(super_resolution, base, full, seed=seed, first_number=first)[: len(batch)]
+        yield base[: len(batch)], high
+
+
+def _check_batch_size(run: Run, batch_size: int | None) -> None:
+    data = run.mesh.shape["data"]
+    if batch_size is not None and batch_size % data:
+        raise ValueError(
+            f"batch_size={batch_size} cannot be divided over {data} devices along data: make it a multiple of {data}, "
+            "or let more devices share a clip (--mesh_rows)"
+        )
+
+
+def _next_multiple(number: int, of: int) -> int:
+    return -(-number // of) * of
+
+
+def encode_prompts(
+    run: Run, prompts: Sequence[str]
+) -> tuple[Int32[np.ndarray, "prompts tokens"], Int32[np.ndarray, "prompts tokens"]]:
     """Token ids of the prompts, and of the empty prompt for guidance."""
     length = run.config.text.length
-    return tuple(jnp.asarray(run.tokenizer.encode(texts, length)[0]) for texts in (list(prompts), [""] * len(prompts)))
-
-
-def _noise(key: Array, stream: int, first_number: int, shape: tuple[int, ...]) -> Array:
-    """Normal noise whose row i depends on the stream and on `first_number + i` alone."""
-    stream_key = jax.random.fold_in(key, stream)
-    keys = jax.vmap(lambda row: jax.random.fold_in(stream_key, row))(first_number + jnp.arange(shape[0]))
-    return jax.vmap(lambda row_key: jax.random.normal(row_key, shape[1:]))(keys)
+    return tuple(run.tokenizer.encode(texts, length)[0] for texts in (list(prompts), [""] * len(prompts)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,23 +266,91 @@ def sampling_settings(
     )
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "settings"))
-def _sample(
+def _sample_on_mesh(
+    run: Run,
+    prompts: Sequence[str],
+    first_number: int,
+    key: Array,
+    clip: tuple[int, int, int],
+    settings: Settings,
+    low_res: np.ndarray | None = None,
+    noise_level: float = 0.0,
+) -> Videos:
+    """One call of the compiled program, for one batch; every process has the whole batch, and gets all of its clips."""
+    mesh, rows = run.mesh, run.mesh.shape["rows"]
+    if clip[1] % rows:
+        raise ValueError(
+            f"clips of height {clip[1]} cannot be divided over rows={rows} devices: choose another height, or another "
+            "--mesh_rows"
+        )
+    # The devices along data get equally many, if need be clips that nobody asked for.
+    size = _next_multiple(len(prompts), mesh.shape["data"])
+    tokens = encode_prompts(run, [*prompts, *[""] * (size - len(prompts))])
+    if low_res is not None:
+        low_res = np.pad(low_res, [(0, size - len(prompts)), *[(0, 0)] * 4])
+    numbers = np.arange(first_number, first_number + size, dtype=np.int32)
+    batch = partitioning.divide_batch(mesh, (numbers, tokens, low_res))
+    sharding = partitioning.batch_sharding(mesh)
+    sampled = sample_program(
+        nnx.graphdef(run.model),
+        run.parameters(),
+        key,
+        *batch,
+        noise_level,
+        clip=clip,
+        settings=settings,
+        sharding=sharding,
+    )
+    return partitioning.videos_to_hosts(mesh, sampled)[: len(prompts)]
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef", "clip", "settings", "sharding"))
+def sample_program(
     graphdef: nnx.GraphDef,
     parameters: dict,
-    noise: Array,
-    tokens: Array,
-    empty_tokens: Array,
-    low_res: Array | None,
-    noise_level: Array | None,
     key: Array,
+    numbers: Int32[Array, " batch"],
+    tokens: tuple[Array, Array],
+    low_res: Float[Array, "batch frames low_height low_width 3"] | None,
+    noise_level: Float[Array, ""] | float,
     *,
+    clip: tuple[int, int, int],
     settings: Settings,
-) -> Array:
+    sharding: jax.sharding.NamedSharding,
+) -> Float[Array, "batch frames height width 3"]:
+    """All of sampling, jitted.
+
+    Args:
+      graphdef, parameters: of a `TextToVideo`.
+      key: of all noise.
+      numbers: of the prompts; a clip's noise depends on the key and its number alone.
+      tokens: of the prompts, and of the empty prompt: ids, or embeddings that were made ahead of time.
+      low_res: for super-resolution, in [-1, 1].
+      noise_level: for super-resolution: of its augmentation.
+      clip: (frames, height, width).
+      settings: from `sampling_settings`.
+      sharding: of videos.
+    """
+    def keys(stream: int) -> Array:
+        """One for each clip, which depends on the stream and on the clip's number alone."""
+        stream_key = jax.random.fold_in(key, stream)
+        return jax.vmap(lambda number: jax.random.fold_in(stream_key, number))(numbers)
+
+    def noise(stream: int) -> Array:
+        drawn = jax.vmap(lambda clip_key: jax.random.normal(clip_key, (*clip, 3)))(keys(stream))
+        return jax.lax.with_sharding_constraint(drawn, sharding)
+
+    level, x_T = None, noise(0)
+    if low_res is not None:
+        level = jnp.full(numbers.shape, noise_level)
+        low_res = jax.lax.with_sharding_constraint(low_resolution.upsample(low_res, *clip[1:]), sharding)
+        low_res, x_T = low_resolution.augment(low_res, level, x_T, settings.schedule), noise(1)
     model = nnx.merge(graphdef, parameters)
-    texts = (model.embed_text(tokens), model.embed_text(empty_tokens))
+    texts = tuple(model.embed_text(ids) for ids in tokens)
     predict = model.predict_with_variance if settings.learns_variance else model.predict
-    return generate(predict, noise, texts, low_res, noise_level, key, settings)
+    on_mesh = partitioning.on_mesh(sharding.mesh, generate)
+    sampled = on_mesh(predict, x_T, texts, low_res, level, keys(2), settings)
+    return jax.lax.with_sharding_constraint(sampled, sharding)
 
 
 def generate(
@@ -248,7 +370,7 @@ def generate(
       texts: embeddings of the prompts, and of the empty prompt for guidance.
       low_res: for super-resolution: the noised low-resolution clips at full size.
       noise_level: for super-resolution: their augmentation's level, a diffusion time; predict gets its network time.
-      key: of the noise that a stochastic sampler adds.
+      key: of the noise that a stochastic sampler adds, for all clips or one for each.
       settings: from `sampling_settings`.
     """
     schedule = settings.schedule
@@ -259,11 +381,13 @@ def generate(
         return predict(x_t, _per_clip_time(schedule, t, x_t), text, *low, noise_level=level)
 
     def pair(x_t: Array, t: Array, *conditioning: Any) -> tuple[Array, Array]:
-        # Conditional and unconditional in one batch of the network.
-        doubled = jax.tree.map(lambda a: jnp.concatenate([a, a]), (x_t, *conditioning[:-2], conditioning[-1]))
-        x, *low, level = doubled
-        both = predict(x, _per_clip_time(schedule, t, x), jnp.concatenate(conditioning[-2]), *low, noise_level=level)
-        return tuple(jnp.split(both, 2))
+        # Conditional and unconditional in one batch of the network, side by side: both on the device of their clip.
+        *low, texts, level = conditioning
+        x, *low, level = jax.tree.map(lambda array: jnp.repeat(array, 2, axis=0), (x_t, *low, level))
+        text = jnp.stack(texts, axis=1).reshape(-1, *texts[0].shape[1:])
+        both = predict(x, _per_clip_time(schedule, t, x), text, *low, noise_level=level)
+        both = both.reshape(-1, 2, *both.shape[1:])
+        return both[:, 0], both[:, 1]
 
     weight = settings.guidance_weight
     denoiser = conditional if weight == 1.0 else guidance.classifier_free_guidance(pair, weight)

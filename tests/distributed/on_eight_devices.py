@@ -1,6 +1,9 @@
-"""The mesh, and a STUNet on it, on eight virtual CPU devices: `test_partitioning.py` runs this file by itself."""
+"""The mesh, a STUNet and sampling on it, on eight virtual CPU devices; `test_partitioning.py` runs it by itself."""
 
+import dataclasses
 import functools
+import itertools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -8,18 +11,25 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import AxisType, Mesh, PartitionSpec
+from random_runs import random_run
 from random_unets import randomised, smallest_stunet
 
 from lumiere_jax.checkpoints.checkpointing import load_tree, save_tree
 from lumiere_jax.diffusion.noise_schedule import CosineSchedule
-from lumiere_jax.diffusion.prediction import x0_denoiser
-from lumiere_jax.diffusion.samplers import sample
 from lumiere_jax.distributed import partitioning
-from lumiere_jax.distributed.mesh import make_mesh
-from lumiere_jax.distributed.partitioning import batch_sharding, parameter_shardings, place, replicated, shard_batch
+from lumiere_jax.distributed.mesh import AXES, make_mesh
+from lumiere_jax.distributed.partitioning import (
+    batch_sharding,
+    divide_batch,
+    parameter_shardings,
+    place,
+    replicated,
+    shard_batch,
+)
 from lumiere_jax.models import parameter_partition
 from lumiere_jax.models.text_to_video import TextToVideo
+from lumiere_jax.pipelines.text_to_video import Settings, generate, sample_in_batches, sample_videos, super_resolve
 from lumiere_jax.train_setup import jit_update
 from lumiere_jax.train_step import Batch, Objective, create_state, train_step
 
@@ -159,27 +169,11 @@ SETTINGS = {"optimizer": OPTIMIZER, "objective": Objective(SCHEDULE), "ema_decay
 
 
 @functools.cache
-def compiled_sampling():
-    graphdef, _, _ = stunet()
-
-    def run(trained, frozen, x_T, text):
-        model = nnx.merge(graphdef, trained, frozen)
-
-        def denoiser(x_t, t):
-            return model.predict(x_t, jnp.broadcast_to(SCHEDULE.network_time(t), x_t.shape[:1]), text)
-
-        return sample(x0_denoiser(denoiser, SCHEDULE, "v"), x_T, schedule=SCHEDULE, steps=3, sampler="ddim")
-
-    return jax.jit(run)
-
-
-@functools.cache
 def on_one_device():
     graphdef, trained, frozen = stunet()
     batch = clips()
     step = jax.jit(functools.partial(train_step, graphdef=graphdef, **SETTINGS))
-    state, metrics = step(create_state(trained, OPTIMIZER), frozen, batch, 0)
-    return state, metrics, compiled_sampling()(trained, frozen, batch.video, batch.text)
+    return step(create_state(trained, OPTIMIZER), frozen, batch, 0)
 
 
 def assert_same(actual, expected):
@@ -208,7 +202,7 @@ def divided(tree):
 def test_a_training_step_does_not_depend_on_the_mesh(data, rows, fsdp):
     mesh = make_mesh(data, rows)
     graphdef, trained, frozen = stunet()
-    expected, expected_metrics, _ = on_one_device()
+    expected, expected_metrics = on_one_device()
     # Copies: what is placed may share memory, and the step uses it up.
     state = place(mesh, jax.device_get(create_state(trained, OPTIMIZER)), fsdp=fsdp)
     assert (divided(state) > 50) == (divided(state) > 0) == fsdp
@@ -220,13 +214,83 @@ def test_a_training_step_does_not_depend_on_the_mesh(data, rows, fsdp):
     assert_same(state, expected)
 
 
-@pytest.mark.parametrize("fsdp", [False, True])
+# ------------------------------------------------------------------------------------ sampling
+
+# Six, which neither eight nor four devices along data divide.
+PROMPTS = ["a red circle", "a blue star", "", "a star", "a green square moving left", "a circle"]
+SAMPLE = {"seed": 3, "first_number": 2}
+
+
+@functools.cache
+def run_on(super_resolution, data, rows):
+    devices = np.array(jax.devices()[: data * rows]).reshape(data, rows)
+    return random_run(super_resolution, Mesh(devices, AXES, axis_types=(AxisType.Auto,) * 2))
+
+
+@functools.cache
+def sampled(super_resolution, data, rows):
+    run = run_on(super_resolution, data, rows)
+    if not super_resolution:
+        return sample_videos(run, PROMPTS, frames=3, size=(8, 8), **SAMPLE)
+    videos = np.random.default_rng(0).uniform(-1, 1, (6, 5, 4, 4, 3)).astype(np.float32)
+    return super_resolve(run, videos, PROMPTS, **SAMPLE)
+
+
+@pytest.mark.parametrize(("data", "rows"), [(8, 1), (4, 2), (2, 4)])
+@pytest.mark.parametrize("super_resolution", [False, True])
+def test_a_clip_does_not_depend_on_the_mesh(super_resolution, data, rows):
+    """Text, noises of start and steps, guidance and windows: each clip gets its own."""
+    expected = sampled(super_resolution, 1, 1)
+    assert expected.shape == ((6, 5, 8, 8, 3) if super_resolution else (6, 3, 8, 8, 3))
+    assert all(np.abs(one - other).max() > 0.1 for one, other in itertools.combinations(expected, 2))
+    np.testing.assert_allclose(sampled(super_resolution, data, rows), expected, atol=1e-3)
+
+
 @pytest.mark.usefixtures("any_part")
-def test_sampling_does_not_depend_on_the_mesh(fsdp):
-    mesh = make_mesh(data=2, rows=4)
-    _, trained, frozen = stunet()
-    batch = shard_batch(mesh, clips())
-    parameters = place(mesh, trained, fsdp=fsdp), place(mesh, frozen, fsdp=fsdp)
-    out = compiled_sampling()(*parameters, batch.video, batch.text)
-    assert np.isfinite(out).all()
-    assert_same(out, on_one_device()[2])
+def test_a_clip_does_not_depend_on_where_parameters_lie():
+    run = run_on(super_resolution=False, data=2, rows=4)
+    graphdef, parameters = nnx.split(run.model)
+    parameters = place(run.mesh, nnx.to_pure_dict(parameters), fsdp=True)
+    assert divided(parameters) > 50
+    run = dataclasses.replace(run, model=nnx.merge(graphdef, parameters))
+    clips = sample_videos(run, PROMPTS, frames=3, size=(8, 8), **SAMPLE)
+    np.testing.assert_allclose(clips, sampled(False, 1, 1), atol=1e-3)
+
+
+def test_a_clip_does_not_depend_on_the_others():
+    """Not in what a stochastic sampler adds, either."""
+    run = run_on(super_resolution=False, data=8, rows=1)
+    alone = sample_videos(run, PROMPTS[4:], seed=3, first_number=6, frames=3, size=(8, 8))
+    np.testing.assert_allclose(alone, sampled(False, 8, 1)[4:], atol=1e-4)
+
+
+def test_sampling_that_does_not_divide():
+    run = run_on(super_resolution=False, data=2, rows=4)
+    with pytest.raises(ValueError, match="clips of height 6 cannot be divided over rows=4"):
+        sample_videos(run, PROMPTS, size=(6, 8))
+    with pytest.raises(ValueError, match=r"batch_size=3 cannot be divided over 2 devices .* multiple of 2"):
+        sample_in_batches(run, None, PROMPTS, seed=0, batch_size=3)
+
+
+def test_a_whole_batch_is_cut_by_clip():
+    mesh = make_mesh(data=4, rows=2)
+    placed = divide_batch(mesh, {"video": VIDEO, "number": np.arange(8)})
+    for (data, _), device in np.ndenumerate(mesh.devices):
+        clips = slice(2 * data, 2 * data + 2)
+        np.testing.assert_array_equal(blocks(placed["video"])[device.id], VIDEO[clips])
+        np.testing.assert_array_equal(blocks(placed["number"])[device.id], np.arange(8)[clips])
+
+
+def test_guidance_windows_and_noise_stay_on_their_clips_device():
+    def predict(x_t, t, text, low_res, noise_level):
+        return x_t * t[:, None, None, None, None] + low_res * text.mean((1, 2))[:, None, None, None, None]
+
+    def run(numbers, noise, text):
+        keys = jax.vmap(jax.random.key)(numbers)
+        return generate(predict, noise, (text, -text), noise, noise[:, 0, 0, 0, 0], keys, settings)
+
+    settings = Settings(SCHEDULE, "v", "ddpm", 2, 3.0, "static", window=3, overlap=1, window_batch=2)
+    shapes = (np.arange(8, dtype=np.int32), np.zeros((8, 6, 4, 4, 3), np.float32), np.zeros((8, 2, 3), np.float32))
+    program = jax.jit(run).lower(*divide_batch(make_mesh(), shapes)).compile().as_text()
+    assert "f32[1,6,4,4,3]" in program  # one clip for each
+    assert not re.findall(r"(?:all|collective|reduce-scatter)[\w-]*\(", program)

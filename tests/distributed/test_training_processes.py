@@ -1,4 +1,4 @@
-"""Training in two processes: the same as in one; ended and continued together, on any number of them."""
+"""Training and sampling in several processes: as in one; ended and continued together, on any number."""
 
 import signal
 import time
@@ -6,6 +6,8 @@ import time
 import jax
 import numpy as np
 import pytest
+from PIL import Image
+from random_runs import random_run, write_run
 from small_runs import state_of
 from training_processes import command_line, training_server
 
@@ -23,7 +25,8 @@ def server(tmp_path_factory):
 
 
 def arguments(workdir, data_dir, steps=STEPS, checkpoint_every=5):
-    return command_line(workdir, data_dir, steps=steps, checkpoint_every=checkpoint_every)
+    # Four processes divide the validation clips, too.
+    return command_line(workdir, data_dir, steps=steps, checkpoint_every=checkpoint_every, validation_clips=4)
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +76,64 @@ def test_sigterm_to_one_process_ends_all_and_all_continue(server, undisturbed, d
     assert wait_all(again) == 0, again[0].printed()
     assert f"continuing from step {step}" in again[0].printed()
     assert_same_up_to_rounding(tmp_path, undisturbed)
+
+
+def test_four_processes_then_two_then_one_train_a_run(server, undisturbed, data_dir, tmp_path):
+    for count, steps in ((4, 10), (2, 20), (1, STEPS)):
+        line = arguments(tmp_path, data_dir, steps=steps)
+        trainings = server.start_several(count, *line) if count > 1 else [server.start(*line)]
+        assert wait_all(trainings) == 0, trainings[0].printed()
+        assert newest_step(tmp_path) == steps
+    assert_same_up_to_rounding(tmp_path, undisturbed)
+
+
+def sampling(base, super_resolution, output, **flags):
+    """Six clips of five frames in two batches, the second of them not full."""
+    prompts = ["a red circle", "a blue star", "a green square", "a star", "a square", "a circle"]
+    flags = {"checkpoint": base, "super_resolution": super_resolution, "output": output, "frames": 5} | flags
+    return [*(f"--{name}={value}" for name, value in flags.items()), *(f"--prompt={prompt}" for prompt in prompts)]
+
+
+def sheets(directory):
+    """All frames of each clip, without loss."""
+    return {file.name: np.asarray(Image.open(file)).astype(int) for file in directory.glob("*_sheet.png")}
+
+
+@pytest.fixture(scope="module")
+def super_resolution(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("super-resolution")
+    write_run(random_run(super_resolution=True), workdir)
+    return workdir
+
+
+def test_several_processes_sample_the_clips_of_one(server, undisturbed, super_resolution, tmp_path):
+    """Four that divide a batch, and two that divide the height of each clip; the first process alone writes."""
+    line = sampling(undisturbed, super_resolution, tmp_path / "one", batch_size=4)
+    one = server.start(*line, module="sample")
+    assert one.wait() == 0, one.printed()
+    expected = sheets(tmp_path / "one")
+    assert len(expected) == 12
+    for count, rows in ((4, 1), (2, 2)):
+        output, elsewhere = tmp_path / f"{count}", tmp_path / "elsewhere"
+        line = sampling(undisturbed, super_resolution, output, batch_size=4, mesh_rows=rows)
+        others = dict.fromkeys(range(1, count), f"--output={elsewhere}")
+        samplings = server.start_several(count, *line, more=others, module="sample")
+        assert wait_all(samplings) == 0, samplings[0].printed()
+        assert [len(process.printed().split(".mp4  ")) - 1 for process in samplings] == [12] + [0] * (count - 1)
+        assert not elsewhere.exists()
+        found = sheets(output)
+        assert found.keys() == expected.keys()
+        for name, sheet in expected.items():
+            assert np.abs(found[name] - sheet).max() <= 1, name
+
+
+def test_processes_that_would_sample_different_prompts(server, undisturbed, tmp_path):
+    line = [f"--checkpoint={undisturbed}", f"--output={tmp_path}", "--prompt=a red circle"]
+    samplings = server.start_several(2, *line, more={1: "--prompt=a blue star"}, module="sample")
+    assert wait_all(samplings) == 1
+    for process in samplings:
+        assert "error: the prompts and how they are sampled must be the same for all processes" in process.printed()
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("killed", [0, 1])

@@ -12,6 +12,7 @@ from flax import nnx
 from configs import ssr, text_to_image
 from lumiere_jax.checkpoints.run_directory import Run, build_unet
 from lumiere_jax.diffusion.low_resolution import upsample
+from lumiere_jax.distributed.mesh import make_mesh
 from lumiere_jax.models.text_to_video import TextToVideo
 from lumiere_jax.models.unet2d import UNet2D
 from lumiere_jax.pipelines.text_to_video import sampling_settings, super_resolve
@@ -41,7 +42,8 @@ def stage_2():
         rngs=nnx.Rngs(0),
     )
     tokenizer = train_tokenizer(["a red circle"], vocab_size=300)
-    return Run(config, tokenizer, TextToVideo(text_encoder, build_unet(config)), 0, pathlib.Path("stage_2"))
+    model = TextToVideo(text_encoder, build_unet(config))
+    return Run(config, tokenizer, model, 0, pathlib.Path("stage_2"), make_mesh())
 
 
 def test_super_resolution_of_ifs_class(stage_2, monkeypatch):
