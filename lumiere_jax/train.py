@@ -135,8 +135,8 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Non
         if "text_encoder" in state.averages[0]:
             checkpoints.wait()  # raises if the last save went wrong, before anything is removed
             # One more than training states, as it is written first.
-            text_encoder = partitioning.place(mesh, state.averages[0]["text_encoder"])  # whole, wherever it lies
-            run_dir.write_text_encoder(step, text_encoder, fields.keep_checkpoints + 1)
+            whole = partitioning.place(mesh, state.averages[0]["text_encoder"])
+            run_dir.write_text_encoder(step, whole, fields.keep_checkpoints + 1)
         checkpoints.save(step, state._asdict())
 
     def preview(state: TrainState) -> None:

@@ -24,7 +24,6 @@ from typing import Any
 import jax
 from flax import nnx
 
-
 # A sum over this many values or more is a statistic of a normalisation: one value to keep, all of them to read again.
 _MANY_VALUES = 64
 
@@ -54,9 +53,9 @@ class Rematerialization:
     block: str = "none"
     spatial: str = "none"  # each residual block and each attention of the image model
     temporal: str = "none"  # each temporal attention, and the convolutions of each inflation block
-    # "whole": over all frames at once. "frame_by_frame": where a frame has 64x64 pixels or more, one after the other, so
-    # that one frame's weights lie in memory at a time (of 40 frames and 10 heads they take 27 GB in float32), and again
-    # in the backward pass.
+    # "whole": over all frames at once. "frame_by_frame": where a frame has 64x64 pixels or more, one after the other,
+    # and again in the backward pass: the weights of one frame lie in memory at a time. Of 40 frames and 10 heads they
+    # take 27 GB in float32.
     attention: str = "whole"
 
     def __post_init__(self):

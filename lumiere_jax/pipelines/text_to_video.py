@@ -331,6 +331,7 @@ def sample_program(
       settings: from `sampling_settings`.
       sharding: of videos.
     """
+
     def keys(stream: int) -> Array:
         """One for each clip, which depends on the stream and on the clip's number alone."""
         stream_key = jax.random.fold_in(key, stream)

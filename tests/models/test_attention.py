@@ -62,5 +62,5 @@ def test_frame_by_frame_is_the_same(monkeypatch):
 
 
 def test_unknown_attention():
-    with pytest.raises(ValueError, match="remat.attention='flash': use one of whole, frame_by_frame"):
+    with pytest.raises(ValueError, match=r"remat.attention='flash': use one of whole, frame_by_frame"):
         Rematerialization(attention="flash")
