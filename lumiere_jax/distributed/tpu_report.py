@@ -1,4 +1,4 @@
-"""What there is to say of a program that was compiled for a TPU slice: memory, work, communication, time, chip-hours."""
+"""What there is to say of a program that was compiled for a TPU slice: memory, work, communication, time."""
 
 import dataclasses
 import importlib.metadata
@@ -27,7 +27,7 @@ class Report:
 
     Attributes:
       fits: whether libtpu found room for it; where not, all after `memory` is None.
-      memory: bytes. If it fits: `arguments`, `temporaries`, and their sum `peak`; else `needed`, `available`, `missing`.
+      memory: bytes. If it fits `arguments`, `temporaries` and their sum `peak`; else `needed`, `available`, `missing`.
       flops: of the compiled program, with what it computes again. A loop's body counts once.
       needed_flops: of the model, for the whole batch and all chips: nothing computed again.
       seconds: by kind of work, estimated by the compiler.

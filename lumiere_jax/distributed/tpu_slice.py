@@ -1,7 +1,7 @@
 """TPU slices that need not be at hand: libtpu compiles for them on any Linux machine, without a chip.
 
-Published facts of each chip are here too; its FLOP/s are among `model_flops.PEAK_FLOPS`. A JAX device of a v4 or v5p is the
-whole chip: its two cores act as one.
+Published facts of each chip are here too; its FLOP/s are among `model_flops.PEAK_FLOPS`. A JAX device of a v4 or v5p
+is the whole chip: its two cores act as one.
 """
 
 import dataclasses
