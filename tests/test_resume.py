@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import threading
+import time
 
 import jax
 import numpy as np
@@ -183,33 +184,37 @@ def server(tmp_path_factory):
         yield server
 
 
-def test_killed_at_random_moments(server, data_dir, tmp_path):
-    """kill -9, five times; twenty and more: soak/soak.py."""
-    seed, steps = 0, 30
+def test_killed_at_random_moments(server, data_dir, tmp_path, request):
+    """kill -9, --kills times in a row (docs/training_soak.md); of several processes: soak/soak.py."""
+    kills = request.config.getoption("kills")
+    seed, steps = 0, 2 * kills + 4
     draw = random.Random(seed)
-    whole = server.start(*command_line(tmp_path / "whole", data_dir, steps=steps, checkpoint_every=1))
+    whole = server.start(*command_line(tmp_path / "whole", data_dir, steps=steps, checkpoint_every=steps))
     assert whole.wait() == 0, whole.printed()
-    checkpoints = RunDirectory(tmp_path / "run").checkpoints()
-    arguments = command_line(tmp_path / "run", data_dir, steps=steps, checkpoint_every=1)
-    complete = 0
-    for _ in range(5):
+    workdir, complete = tmp_path / "run", 0
+    arguments = command_line(workdir, data_dir, steps=steps, checkpoint_every=1)
+    for number in range(1, kills + 1):
         training = server.start(*arguments)
-        # After some steps of its own, then somewhere in a step or a save.
-        threading.Event().wait(draw.uniform(0, 0.5))
-        target = complete + draw.randint(0, 4)
-        training.wait_for_step(tmp_path / "run", target)
-        threading.Event().wait(draw.uniform(0, 0.3))
+        # In the start-up where it has no step of its own to do, else in a step or a save.
+        target = draw.randint(complete, max(complete, 2 * number))
+        training.wait_for_step(workdir, target)
+        moment, checkpoints = time.monotonic() + draw.expovariate(1), RunDirectory(workdir).checkpoints()
+        while time.monotonic() < moment and (checkpoints.latest_step() or 0) <= target:
+            time.sleep(0.01)
         training.send(signal.SIGKILL)
-        training.wait()
+        assert training.wait() == -signal.SIGKILL, training.printed()
         reached = checkpoints.latest_step() or 0
         assert target <= reached < steps, f"seed {seed}: {training.printed()}"
-        if complete and "continuing" in training.printed():
-            assert f"continuing from step {complete}" in training.printed()
+        expected = [f"continuing from step {complete}"] if complete else []
+        continued = re.findall(r"continuing from step \d+", training.printed())
+        assert continued == expected or (reached == complete and not continued), training.printed()
+        half_written = [path.name for path in workdir.glob("checkpoints/*") if not path.name.isdecimal()]
+        print(f"kill {number}: steps {complete} to {reached}, half-written: {half_written}", flush=True)
         complete = reached
     again = server.start(*arguments)
     assert again.wait() == 0, again.printed()
     assert f"continuing from step {complete}" in again.printed()
-    assert tree_hash(state_of(tmp_path / "run")) == tree_hash(state_of(tmp_path / "whole"))
+    assert tree_hash(state_of(workdir)) == tree_hash(state_of(tmp_path / "whole"))
 
 
 def test_sigterm_of_the_command_is_no_error(server, data_dir, tmp_path):
