@@ -36,7 +36,7 @@ FIELDS = {
     "ema_decays": (0.9, 0.5),
     "schedule": "constant",
     "spike_deviations": 10.0,
-    "checkpoint_every": 2,
+    "checkpoint_every": 4,
     "keep_checkpoints": 10,
     "preview_every": 0,
     "validate_every": 0,
@@ -84,35 +84,34 @@ def send_to_this_process(*signals):
 # ------------------------------------------------------------------------------------ stopped and continued
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_asked_to_end_then_continued(undisturbed, data_dir, tmp_path, monkeypatch, capsys, number):
-    """In the middle between two checkpoints: every part of the state and every metric go on as if nothing had been."""
+def test_asked_to_end_then_continued_to_its_end_and_beyond(undisturbed, data_dir, tmp_path, monkeypatch, capsys):
+    """Between two checkpoints: every part of the state and every metric go on as if nothing had been."""
     metrics = metrics_of_steps(monkeypatch)
-    at_step(monkeypatch, 3, lambda: send_to_this_process(number))
-    with pytest.raises(Preempted, match=r"is saved at step 3 of 8. The same command continues it"):
-        train.train(config_of(data_dir), tmp_path)
+    at_step(monkeypatch, 3, lambda: send_to_this_process(signal.SIGTERM))
+    at_step(monkeypatch, 5, lambda: send_to_this_process(signal.SIGINT))
+    short, long = config_of(data_dir, steps=4), config_of(data_dir)
+    with pytest.raises(Preempted, match=r"is saved at step 3 of 4. The same command continues it"):
+        train.train(short, tmp_path)
     assert RunDirectory(tmp_path).checkpoints().latest_step() == 3
-    train.train(config_of(data_dir), tmp_path)
+    train.train(short, tmp_path)
     assert "continuing from step 3" in capsys.readouterr().out
+    # Also: what the undisturbed run saved in passing is what it held at that step.
+    assert_same_state(tmp_path, undisturbed[0], step=4)
+    train.train(short, tmp_path)
+    assert "nothing to do: 4 of 4 steps are done" in capsys.readouterr().out
+    with pytest.raises(Preempted, match=r"is saved at step 5 of 8"):
+        train.train(long, tmp_path)
+    train.train(long, tmp_path)
+    assert "continuing from step 5" in capsys.readouterr().out
     assert_same_state(tmp_path, undisturbed[0])
     assert metrics == undisturbed[1]
     assert metrics.keys() == set(range(1, STEPS + 1))
 
 
-def test_a_finished_run_goes_on_to_more_steps(undisturbed, data_dir, tmp_path, capsys):
-    train.train(config_of(data_dir, steps=4), tmp_path)
-    # Also: what the undisturbed run saved in passing is what it held at that step.
-    assert_same_state(tmp_path, undisturbed[0], step=4)
-    train.train(config_of(data_dir, steps=4), tmp_path)
-    assert "nothing to do: 4 of 4 steps are done" in capsys.readouterr().out
-    train.train(config_of(data_dir), tmp_path)
-    assert_same_state(tmp_path, undisturbed[0])
-
-
 def test_a_second_ctrl_c_ends_at_once(data_dir, tmp_path, monkeypatch):
     at_step(monkeypatch, 3, lambda: send_to_this_process(signal.SIGINT, signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
-        train.train(config_of(data_dir), tmp_path)
+        train.train(config_of(data_dir, checkpoint_every=2), tmp_path)
     assert RunDirectory(tmp_path).checkpoints().latest_step() == 2
 
 
@@ -144,9 +143,9 @@ def test_without_its_newest_checkpoint(undisturbed, data_dir, tmp_path, capsys):
     workdir = tmp_path / "run"
     shutil.copytree(undisturbed[0], workdir)
     shutil.rmtree(workdir / "checkpoints" / "8")
-    assert load_run(workdir).step == 6
+    assert load_run(workdir).step == 4
     train.train(config_of(data_dir), workdir)
-    assert "continuing from step 6" in capsys.readouterr().out
+    assert "continuing from step 4" in capsys.readouterr().out
     assert_same_state(workdir, undisturbed[0])
 
 
@@ -219,7 +218,7 @@ def test_killed_at_random_moments(server, data_dir, tmp_path, request):
 
 def test_sigterm_of_the_command_is_no_error(server, data_dir, tmp_path):
     training = server.start(*command_line(tmp_path, data_dir, steps=1000, checkpoint_every=1))
-    training.wait_for_step(tmp_path, 3)
+    training.wait_for_step(tmp_path, 2)
     training.send(signal.SIGTERM)
     assert training.wait() == 0, training.printed()
     step = RunDirectory(tmp_path).checkpoints().latest_step()
@@ -253,8 +252,8 @@ def test_event_file_on_a_full_disk(small_disk):
 
 def test_full_disk(server, data_dir, small_disk):
     workdir, filler = small_disk / "run", small_disk / "filler"
-    arguments = command_line(workdir, data_dir, steps=12, checkpoint_every=1)
-    first = server.start(*command_line(workdir, data_dir, steps=4, checkpoint_every=1))
+    arguments = command_line(workdir, data_dir, steps=5, checkpoint_every=1)
+    first = server.start(*command_line(workdir, data_dir, steps=2, checkpoint_every=1))
     assert first.wait() == 0, first.printed()
     free = shutil.disk_usage(small_disk).free
     filler.write_bytes(bytes(free - 600_000))  # less than a checkpoint needs
@@ -263,11 +262,11 @@ def test_full_disk(server, data_dir, small_disk):
     assert f"error: {workdir}" in full.printed(), full.printed()
     assert "no space is left" in full.printed()
     assert "Traceback" not in full.printed(), full.printed()
-    assert load_run(workdir).step >= 4
+    assert load_run(workdir).step >= 2
     filler.unlink()
     again = server.start(*arguments)
     assert again.wait() == 0, again.printed()
-    assert RunDirectory(workdir).checkpoints().latest_step() == 12
+    assert RunDirectory(workdir).checkpoints().latest_step() == 5
 
 
 # ------------------------------------------------------------------------------------ guards
@@ -285,13 +284,13 @@ def poison(monkeypatch, *steps, factor=np.nan):
 
 
 def test_not_a_number_stops_the_run(data_dir, tmp_path, monkeypatch, capsys):
-    poison(monkeypatch, 3)
-    message = r"step 3: loss nan, gradient norm nan is not finite. .*last good checkpoint stays.*on_nonfinite=skip"
+    poison(monkeypatch, 5)
+    message = r"step 5: loss nan, gradient norm nan is not finite. .*last good checkpoint stays.*on_nonfinite=skip"
     with pytest.raises(FloatingPointError, match=message):
         train.train(config_of(data_dir), tmp_path)
-    assert RunDirectory(tmp_path).checkpoints().latest_step() == 2
+    assert RunDirectory(tmp_path).checkpoints().latest_step() == 4
     train.train(config_of(data_dir, on_nonfinite="skip"), tmp_path)
-    assert "continuing from step 2" in capsys.readouterr().out
+    assert "continuing from step 4" in capsys.readouterr().out
     state = state_of(tmp_path)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
     assert (int(state["step"]), int(state["health"]["skipped"])) == (STEPS, 1)
@@ -302,7 +301,7 @@ def test_updates_left_out_are_counted_over_restarts_until_the_budget_is_used_up(
 ):
     poison(monkeypatch, 2, 5, 7)
     at_step(monkeypatch, 3, lambda: send_to_this_process(signal.SIGTERM))
-    config = config_of(data_dir, on_nonfinite="skip", skip_budget=2)
+    config = config_of(data_dir, on_nonfinite="skip", skip_budget=2, checkpoint_every=6)
     with pytest.raises(Preempted):
         train.train(config, tmp_path)
     with pytest.raises(FloatingPointError, match=r"step 7: .*3 updates were left out by now, .*skip_budget=2"):
@@ -317,7 +316,7 @@ def test_updates_left_out_are_counted_over_restarts_until_the_budget_is_used_up(
 def test_a_leap_of_the_loss(data_dir, tmp_path, monkeypatch, capsys, on_spike):
     monkeypatch.setattr(train_guards, "_WARM_UP", 3)
     poison(monkeypatch, 6, factor=100.0)
-    train.train(config_of(data_dir, on_spike=on_spike, checkpoint_every=1), tmp_path)
+    train.train(config_of(data_dir, on_spike=on_spike, steps=6, checkpoint_every=5), tmp_path)
     assert "is a spike, the running mean of the loss is" in capsys.readouterr().out
     health = state_of(tmp_path)["health"]
     assert (int(health["spikes"]), int(health["skipped"])) == (1, int(on_spike == "skip"))

@@ -22,7 +22,7 @@ def server(tmp_path_factory):
         yield server
 
 
-def arguments(workdir, data_dir, steps=STEPS, checkpoint_every=5):
+def arguments(workdir, data_dir, steps=STEPS, checkpoint_every=STEPS):
     return command_line(workdir, data_dir, steps=steps, checkpoint_every=checkpoint_every)
 
 
