@@ -17,6 +17,10 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 FIXTURES = pathlib.Path(__file__).parent.parent.parent / "shared" / "fixtures"
 
 
+def pytest_addoption(parser):
+    parser.addoption("--kills", type=int, default=5, help="of test_resume.py::test_killed_at_random_moments")
+
+
 @pytest.fixture(scope="session")
 def fixtures() -> pathlib.Path:
     """Files written by the real T5X and diffusers, and real video clips; not part of the repository."""

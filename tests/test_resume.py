@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import threading
+import time
 
 import jax
 import numpy as np
@@ -35,7 +36,7 @@ FIELDS = {
     "ema_decays": (0.9, 0.5),
     "schedule": "constant",
     "spike_deviations": 10.0,
-    "checkpoint_every": 2,
+    "checkpoint_every": 4,
     "keep_checkpoints": 10,
     "preview_every": 0,
     "validate_every": 0,
@@ -83,35 +84,34 @@ def send_to_this_process(*signals):
 # ------------------------------------------------------------------------------------ stopped and continued
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_asked_to_end_then_continued(undisturbed, data_dir, tmp_path, monkeypatch, capsys, number):
-    """In the middle between two checkpoints: every part of the state and every metric go on as if nothing had been."""
+def test_asked_to_end_then_continued_to_its_end_and_beyond(undisturbed, data_dir, tmp_path, monkeypatch, capsys):
+    """Between two checkpoints: every part of the state and every metric go on as if nothing had been."""
     metrics = metrics_of_steps(monkeypatch)
-    at_step(monkeypatch, 3, lambda: send_to_this_process(number))
-    with pytest.raises(Preempted, match=r"is saved at step 3 of 8. The same command continues it"):
-        train.train(config_of(data_dir), tmp_path)
+    at_step(monkeypatch, 3, lambda: send_to_this_process(signal.SIGTERM))
+    at_step(monkeypatch, 5, lambda: send_to_this_process(signal.SIGINT))
+    short, long = config_of(data_dir, steps=4), config_of(data_dir)
+    with pytest.raises(Preempted, match=r"is saved at step 3 of 4. The same command continues it"):
+        train.train(short, tmp_path)
     assert RunDirectory(tmp_path).checkpoints().latest_step() == 3
-    train.train(config_of(data_dir), tmp_path)
+    train.train(short, tmp_path)
     assert "continuing from step 3" in capsys.readouterr().out
+    # Also: what the undisturbed run saved in passing is what it held at that step.
+    assert_same_state(tmp_path, undisturbed[0], step=4)
+    train.train(short, tmp_path)
+    assert "nothing to do: 4 of 4 steps are done" in capsys.readouterr().out
+    with pytest.raises(Preempted, match=r"is saved at step 5 of 8"):
+        train.train(long, tmp_path)
+    train.train(long, tmp_path)
+    assert "continuing from step 5" in capsys.readouterr().out
     assert_same_state(tmp_path, undisturbed[0])
     assert metrics == undisturbed[1]
     assert metrics.keys() == set(range(1, STEPS + 1))
 
 
-def test_a_finished_run_goes_on_to_more_steps(undisturbed, data_dir, tmp_path, capsys):
-    train.train(config_of(data_dir, steps=4), tmp_path)
-    # Also: what the undisturbed run saved in passing is what it held at that step.
-    assert_same_state(tmp_path, undisturbed[0], step=4)
-    train.train(config_of(data_dir, steps=4), tmp_path)
-    assert "nothing to do: 4 of 4 steps are done" in capsys.readouterr().out
-    train.train(config_of(data_dir), tmp_path)
-    assert_same_state(tmp_path, undisturbed[0])
-
-
 def test_a_second_ctrl_c_ends_at_once(data_dir, tmp_path, monkeypatch):
     at_step(monkeypatch, 3, lambda: send_to_this_process(signal.SIGINT, signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
-        train.train(config_of(data_dir), tmp_path)
+        train.train(config_of(data_dir, checkpoint_every=2), tmp_path)
     assert RunDirectory(tmp_path).checkpoints().latest_step() == 2
 
 
@@ -143,9 +143,9 @@ def test_without_its_newest_checkpoint(undisturbed, data_dir, tmp_path, capsys):
     workdir = tmp_path / "run"
     shutil.copytree(undisturbed[0], workdir)
     shutil.rmtree(workdir / "checkpoints" / "8")
-    assert load_run(workdir).step == 6
+    assert load_run(workdir).step == 4
     train.train(config_of(data_dir), workdir)
-    assert "continuing from step 6" in capsys.readouterr().out
+    assert "continuing from step 4" in capsys.readouterr().out
     assert_same_state(workdir, undisturbed[0])
 
 
@@ -183,38 +183,42 @@ def server(tmp_path_factory):
         yield server
 
 
-def test_killed_at_random_moments(server, data_dir, tmp_path):
-    """kill -9, five times; twenty and more: soak/soak.py."""
-    seed, steps = 0, 30
+def test_killed_at_random_moments(server, data_dir, tmp_path, request):
+    """kill -9, --kills times in a row (docs/training_soak.md); of several processes: soak/soak.py."""
+    kills = request.config.getoption("kills")
+    seed, steps = 0, 2 * kills + 4
     draw = random.Random(seed)
-    whole = server.start(*command_line(tmp_path / "whole", data_dir, steps=steps, checkpoint_every=1))
+    whole = server.start(*command_line(tmp_path / "whole", data_dir, steps=steps, checkpoint_every=steps))
     assert whole.wait() == 0, whole.printed()
-    checkpoints = RunDirectory(tmp_path / "run").checkpoints()
-    arguments = command_line(tmp_path / "run", data_dir, steps=steps, checkpoint_every=1)
-    complete = 0
-    for _ in range(5):
+    workdir, complete = tmp_path / "run", 0
+    arguments = command_line(workdir, data_dir, steps=steps, checkpoint_every=1)
+    for number in range(1, kills + 1):
         training = server.start(*arguments)
-        # After some steps of its own, then somewhere in a step or a save.
-        threading.Event().wait(draw.uniform(0, 0.5))
-        target = complete + draw.randint(0, 4)
-        training.wait_for_step(tmp_path / "run", target)
-        threading.Event().wait(draw.uniform(0, 0.3))
+        # In the start-up where it has no step of its own to do, else in a step or a save.
+        target = draw.randint(complete, max(complete, 2 * number))
+        training.wait_for_step(workdir, target)
+        moment, checkpoints = time.monotonic() + draw.expovariate(1), RunDirectory(workdir).checkpoints()
+        while time.monotonic() < moment and (checkpoints.latest_step() or 0) <= target:
+            time.sleep(0.01)
         training.send(signal.SIGKILL)
-        training.wait()
+        assert training.wait() == -signal.SIGKILL, training.printed()
         reached = checkpoints.latest_step() or 0
         assert target <= reached < steps, f"seed {seed}: {training.printed()}"
-        if complete and "continuing" in training.printed():
-            assert f"continuing from step {complete}" in training.printed()
+        expected = [f"continuing from step {complete}"] if complete else []
+        continued = re.findall(r"continuing from step \d+", training.printed())
+        assert continued == expected or (reached == complete and not continued), training.printed()
+        half_written = [path.name for path in workdir.glob("checkpoints/*") if not path.name.isdecimal()]
+        print(f"kill {number}: steps {complete} to {reached}, half-written: {half_written}", flush=True)
         complete = reached
     again = server.start(*arguments)
     assert again.wait() == 0, again.printed()
     assert f"continuing from step {complete}" in again.printed()
-    assert tree_hash(state_of(tmp_path / "run")) == tree_hash(state_of(tmp_path / "whole"))
+    assert tree_hash(state_of(workdir)) == tree_hash(state_of(tmp_path / "whole"))
 
 
 def test_sigterm_of_the_command_is_no_error(server, data_dir, tmp_path):
     training = server.start(*command_line(tmp_path, data_dir, steps=1000, checkpoint_every=1))
-    training.wait_for_step(tmp_path, 3)
+    training.wait_for_step(tmp_path, 2)
     training.send(signal.SIGTERM)
     assert training.wait() == 0, training.printed()
     step = RunDirectory(tmp_path).checkpoints().latest_step()
@@ -248,8 +252,8 @@ def test_event_file_on_a_full_disk(small_disk):
 
 def test_full_disk(server, data_dir, small_disk):
     workdir, filler = small_disk / "run", small_disk / "filler"
-    arguments = command_line(workdir, data_dir, steps=12, checkpoint_every=1)
-    first = server.start(*command_line(workdir, data_dir, steps=4, checkpoint_every=1))
+    arguments = command_line(workdir, data_dir, steps=5, checkpoint_every=1)
+    first = server.start(*command_line(workdir, data_dir, steps=2, checkpoint_every=1))
     assert first.wait() == 0, first.printed()
     free = shutil.disk_usage(small_disk).free
     filler.write_bytes(bytes(free - 600_000))  # less than a checkpoint needs
@@ -258,11 +262,11 @@ def test_full_disk(server, data_dir, small_disk):
     assert f"error: {workdir}" in full.printed(), full.printed()
     assert "no space is left" in full.printed()
     assert "Traceback" not in full.printed(), full.printed()
-    assert load_run(workdir).step >= 4
+    assert load_run(workdir).step >= 2
     filler.unlink()
     again = server.start(*arguments)
     assert again.wait() == 0, again.printed()
-    assert RunDirectory(workdir).checkpoints().latest_step() == 12
+    assert RunDirectory(workdir).checkpoints().latest_step() == 5
 
 
 # ------------------------------------------------------------------------------------ guards
@@ -280,13 +284,13 @@ def poison(monkeypatch, *steps, factor=np.nan):
 
 
 def test_not_a_number_stops_the_run(data_dir, tmp_path, monkeypatch, capsys):
-    poison(monkeypatch, 3)
-    message = r"step 3: loss nan, gradient norm nan is not finite. .*last good checkpoint stays.*on_nonfinite=skip"
+    poison(monkeypatch, 5)
+    message = r"step 5: loss nan, gradient norm nan is not finite. .*last good checkpoint stays.*on_nonfinite=skip"
     with pytest.raises(FloatingPointError, match=message):
         train.train(config_of(data_dir), tmp_path)
-    assert RunDirectory(tmp_path).checkpoints().latest_step() == 2
+    assert RunDirectory(tmp_path).checkpoints().latest_step() == 4
     train.train(config_of(data_dir, on_nonfinite="skip"), tmp_path)
-    assert "continuing from step 2" in capsys.readouterr().out
+    assert "continuing from step 4" in capsys.readouterr().out
     state = state_of(tmp_path)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
     assert (int(state["step"]), int(state["health"]["skipped"])) == (STEPS, 1)
@@ -297,7 +301,7 @@ def test_updates_left_out_are_counted_over_restarts_until_the_budget_is_used_up(
 ):
     poison(monkeypatch, 2, 5, 7)
     at_step(monkeypatch, 3, lambda: send_to_this_process(signal.SIGTERM))
-    config = config_of(data_dir, on_nonfinite="skip", skip_budget=2)
+    config = config_of(data_dir, on_nonfinite="skip", skip_budget=2, checkpoint_every=6)
     with pytest.raises(Preempted):
         train.train(config, tmp_path)
     with pytest.raises(FloatingPointError, match=r"step 7: .*3 updates were left out by now, .*skip_budget=2"):
@@ -312,7 +316,7 @@ def test_updates_left_out_are_counted_over_restarts_until_the_budget_is_used_up(
 def test_a_leap_of_the_loss(data_dir, tmp_path, monkeypatch, capsys, on_spike):
     monkeypatch.setattr(train_guards, "_WARM_UP", 3)
     poison(monkeypatch, 6, factor=100.0)
-    train.train(config_of(data_dir, on_spike=on_spike, checkpoint_every=1), tmp_path)
+    train.train(config_of(data_dir, on_spike=on_spike, steps=6, checkpoint_every=5), tmp_path)
     assert "is a spike, the running mean of the loss is" in capsys.readouterr().out
     health = state_of(tmp_path)["health"]
     assert (int(health["spikes"]), int(health["skipped"])) == (1, int(on_spike == "skip"))

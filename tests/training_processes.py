@@ -73,7 +73,7 @@ class Training:
         while (checkpoints.latest_step() or 0) < step:
             assert self.poll() is None, self.printed()
             assert time.monotonic() < deadline, self.printed()
-            time.sleep(0.02)
+            time.sleep(0.1)
 
 
 class TrainingServer:

@@ -128,7 +128,7 @@ def _sent(operation: str, instruction: _Instruction, is_scattered: bool) -> floa
     ]
     if instruction.operation.endswith("-start") and operation != "all-reduce":
         sizes = [max(sizes)]  # of what it takes and what it gives: the whole
-    size, groups = sum(sizes), _GROUPS.search(instruction.text)
+    size, groups = float(sum(sizes)), _GROUPS.search(instruction.text)
     chips = 1
     if groups:
         chips = int(groups[1]) if groups[1] else len(groups[2].split(","))

@@ -24,7 +24,7 @@ def server(tmp_path_factory):
         yield server
 
 
-def arguments(workdir, data_dir, steps=STEPS, checkpoint_every=5):
+def arguments(workdir, data_dir, steps=STEPS, checkpoint_every=STEPS):
     # Four processes divide the validation clips, too.
     return command_line(workdir, data_dir, steps=steps, checkpoint_every=checkpoint_every, validation_clips=4)
 

@@ -1,0 +1,81 @@
+"""The cost of a compiled TPU program, from a text small enough to add up by hand."""
+
+import pytest
+
+from lumiere_jax.distributed.compiled_program import cost_of
+
+PROGRAM = """HloModule jit_step, is_scheduled=true
+
+%fused_convolution (p: bf16[8,128], q: bf16[128,128]) -> bf16[8,128] {
+  %p = bf16[8,128]{1,0:T(8,128)(2,1)} parameter(0)
+  %q = bf16[128,128]{1,0:T(8,128)(2,1)} parameter(1)
+  ROOT %c = bf16[8,128]{1,0:T(8,128)(2,1)} convolution(%p, %q), dim_labels=bf_io->bf
+}
+
+%fused_scatter (p: f32[64,128]) -> f32[16,128] {
+  %p = f32[64,128]{1,0:T(8,128)} parameter(0)
+  %r = f32[64,128]{1,0:T(8,128)} all-reduce(%p), replica_groups=[1,4]<=[4], to_apply=%add
+  ROOT %s = f32[16,128]{1,0:T(8,128)} dynamic-slice(%r), dynamic_slice_sizes={16,128}
+}
+
+%fused_sum (p: f32[64,128]) -> f32[64] {
+  %p = f32[64,128]{1,0:T(8,128)} parameter(0)
+  ROOT %s = f32[64]{0:T(256)} reduce(%p), dimensions={1}, to_apply=%add
+}
+
+%fused_move (p: f32[64,128]) -> f32[128,64] {
+  %p = f32[64,128]{1,0:T(8,128)} parameter(0)
+  ROOT %t = f32[128,64]{0,1:T(8,128)} transpose(%p), dimensions={1,0}
+}
+
+%fused_add (p: f32[64,128]) -> f32[64,128] {
+  %p = f32[64,128]{1,0:T(8,128)} parameter(0)
+  ROOT %a = f32[64,128]{1,0:T(8,128)} add(%p, %p)
+}
+
+%body (state: (bf16[8,128], bf16[128,128])) -> (bf16[8,128], bf16[128,128]) {
+  %state = (bf16[8,128]{1,0}, bf16[128,128]{1,0}) parameter(0)
+  %f = bf16[8,128]{1,0:T(8,128)(2,1)S(1)} fusion(%state), kind=kOutput, calls=%fused_convolution, backend_config={"window_config":{"estimated_cycles":"100"}}
+  %g = (bf16[2,128]{1,0}, bf16[8,128]{1,0}) all-gather-start(%f), replica_groups={{0,1,2,3}}, dimensions={0}
+  ROOT %t = (bf16[8,128]{1,0}, bf16[128,128]{1,0}) tuple(%f, %state)
+}
+
+%condition (state: (bf16[8,128], bf16[128,128])) -> pred[] {
+  %state = (bf16[8,128]{1,0}, bf16[128,128]{1,0}) parameter(0)
+  ROOT %less = pred[] compare(%state, %state), direction=LT
+}
+
+ENTRY %main (x: f32[64,128]) -> f32[64,128] {
+  %x = f32[64,128]{1,0:T(8,128)} parameter(0)
+  %loop = (bf16[8,128]{1,0}, bf16[128,128]{1,0}) while(%x), condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"5"}}
+  %scatter = f32[16,128]{1,0:T(8,128)} fusion(%x), kind=kCustom, calls=%fused_scatter
+  %sum = f32[64]{0:T(256)} fusion(%x), kind=kLoop, calls=%fused_sum, backend_config={"window_config":{"estimated_cycles":"30"}}
+  %move = f32[128,64]{0,1:T(8,128)} fusion(%x), kind=kLoop, calls=%fused_move, backend_config={"window_config":{"estimated_cycles":"7"}}
+  %copy = f32[64,128]{0,1:T(8,128)} copy(%x), backend_config={"window_config":{"estimated_cycles":"4"}}
+  %halo = (f32[1,128]{1,0}, f32[1,128]{1,0}, u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%x), source_target_pairs={{0,1},{1,2}}
+  %all = f32[64,128]{1,0:T(8,128)} all-reduce(%x), replica_groups=[2,2]<=[4], to_apply=%add
+  ROOT %out = f32[64,128]{1,0:T(8,128)} fusion(%all), kind=kLoop, calls=%fused_add, backend_config={"window_config":{"estimated_cycles":"11"}}
+}
+"""  # noqa: E501
+
+
+def test_cycles_by_kind_of_work_and_loops_as_often_as_they_run():
+    assert cost_of(PROGRAM).cycles == {"matrix": 5 * 100, "reduce": 30, "copy": 7 + 4, "elementwise": 11}
+
+
+def test_what_a_chip_sends():
+    cost = cost_of(PROGRAM)
+    assert cost.collectives == {"all-gather": 5, "reduce-scatter": 1, "collective-permute": 1, "all-reduce": 1}
+    whole = 64 * 128 * 4
+    assert cost.sent == {
+        "all-gather": 5 * 8 * 128 * 2 * 3 / 4,
+        "reduce-scatter": whole * 3 / 4,
+        "collective-permute": 128 * 4,
+        "all-reduce": 2 * whole / 2,
+    }
+
+
+@pytest.mark.parametrize("text", ["", PROGRAM.replace("estimated_cycles", "cycles"), PROGRAM.replace("ENTRY ", "")])
+def test_another_text_is_refused(text):
+    with pytest.raises(ValueError, match="not the text of a compiled TPU program"):
+        cost_of(text)
