@@ -45,6 +45,7 @@ setup(
         "test": [
             "beartype",
             "ipykernel",
+            "jax[tpu]; sys_platform == 'linux' and platform_machine == 'x86_64'",  # libtpu, to compile for TPUs
             "nbclient",
             "nbformat",
             "pytest",

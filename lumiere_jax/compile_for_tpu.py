@@ -51,7 +51,7 @@ def candidates(config: ml_collections.ConfigDict, chips: int) -> Iterator[list[m
             yield row
 
 
-def plan(config: ml_collections.ConfigDict, topology: str, program: str) -> list[Report]:
+def plan(config: ml_collections.ConfigDict, topology: str, program: str, effort: float = 0.0) -> list[Report]:
     """Compiles for each mesh with ever more recomputation until it fits; the fastest that fits comes first.
 
     Raises:
@@ -68,7 +68,7 @@ def plan(config: ml_collections.ConfigDict, topology: str, program: str) -> list
         for same_mesh in bar:
             for candidate in same_mesh:
                 bar.set_postfix(rows=candidate.mesh.rows, remat=candidate.remat.block)
-                report = compile_and_report(candidate, topology, program)
+                report = compile_and_report(candidate, topology, program, effort)
                 reports.append(report)
                 tqdm.tqdm.write(report.line())
                 if report.fits:
@@ -82,6 +82,13 @@ def define_flags() -> None:
     flags.DEFINE_string("topology", None, "The slice: v5e:4x4, v5p:4x4x4, v6e:8x8, ...")
     flags.DEFINE_enum("program", "train", list(PROGRAMS), "A training step, or all of a batch's sampling.")
     flags.DEFINE_bool("plan", False, "Try meshes and rematerialisation policies, and recommend one.")
+    flags.DEFINE_float(
+        "effort",
+        0.0,
+        "The compiler's, for a fast program. -1: for a quick look at memory and communication.",
+        -1.0,
+        1.0,
+    )
     flags.DEFINE_string("output", None, "A JSON file for the report; default: tpu_CONFIG_TOPOLOGY_PROGRAM.json.")
 
 
@@ -93,9 +100,9 @@ def main(_argv: list[str]) -> None:
     output = pathlib.Path(FLAGS.output or f"{name}.json")
     try:
         if FLAGS.plan:
-            reports = plan(config, topology, FLAGS.program)
+            reports = plan(config, topology, FLAGS.program, FLAGS.effort)
         else:
-            reports = [compile_and_report(config, topology, FLAGS.program)]
+            reports = [compile_and_report(config, topology, FLAGS.program, FLAGS.effort)]
     except (RuntimeError, ValueError) as error:
         sys.exit(f"error: {error}")
     found = [dataclasses.asdict(report) for report in reports]

@@ -1,6 +1,10 @@
 """Shared by all tests: shape-checked annotations and a persistent compilation cache."""
 
+import os
 import pathlib
+
+# Before JAX starts, and in the processes that tests start: libtpu, which compiles for TPUs here, must not look for one.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import jaxtyping

@@ -1,5 +1,6 @@
 """Process-wide XLA choices, made once by the entry points before JAX starts."""
 
+import glob
 import importlib.metadata
 import importlib.util
 import mmap
@@ -13,18 +14,23 @@ import jaxlib
 # theirs for a training step (measured on jaxlib 0.10.2 and 0.12.0: 3x3 and 3x1, 24 to 96 channels).
 _CONVOLUTION_FLAG = "xla_cpu_experimental_ynn_fusion_type"
 _CONVOLUTION_VALUE = "-individual_convolution"
+# How a Cloud TPU machine shows its chips: up to v4, and from v5e on.
+_TPU_CHIPS = ("/dev/accel*", "/dev/vfio/[0-9]*")
 
 
 def configure() -> None:
     """Sets XLA's flags and turns the persistent compilation cache on; call it before the first use of a device.
 
-    On a machine without accelerator it chooses the faster convolutions, where this jaxlib has the choice. Compiled
-    programs are kept in `~/.cache/lumiere_jax/xla`. Whatever the user set (XLA_FLAGS, JAX_COMPILATION_CACHE_DIR,
-    `jax.config`) stays.
+    On a machine without accelerator it chooses the CPU, so that libtpu, which may be there to compile for TPUs, does not
+    look for one; and the faster convolutions, where this jaxlib has the choice. Compiled programs are kept in
+    `~/.cache/lumiere_jax/xla`. Whatever the user set (XLA_FLAGS, JAX_COMPILATION_CACHE_DIR, `jax.config`) stays.
     """
     flags = os.environ.get("XLA_FLAGS", "")
-    if _CONVOLUTION_FLAG not in flags and _is_cpu_only() and _jaxlib_has_convolution_flag():
-        os.environ["XLA_FLAGS"] = f"{flags} --{_CONVOLUTION_FLAG}={_CONVOLUTION_VALUE}".strip()
+    if _is_cpu_only():
+        if not jax.config.jax_platforms:
+            jax.config.update("jax_platforms", "cpu")
+        if _CONVOLUTION_FLAG not in flags and _jaxlib_has_convolution_flag():
+            os.environ["XLA_FLAGS"] = f"{flags} --{_CONVOLUTION_FLAG}={_CONVOLUTION_VALUE}".strip()
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(pathlib.Path("~/.cache/lumiere_jax/xla").expanduser()))
 
@@ -33,7 +39,8 @@ def _is_cpu_only() -> bool:
     """Whether JAX will run on the CPU, found out without starting it."""
     if jax.config.jax_platforms:
         return jax.config.jax_platforms == "cpu"
-    return not importlib.metadata.entry_points(group="jax_plugins") and importlib.util.find_spec("libtpu") is None
+    has_tpu = importlib.util.find_spec("libtpu") is not None and any(map(glob.glob, _TPU_CHIPS))
+    return not importlib.metadata.entry_points(group="jax_plugins") and not has_tpu
 
 
 def _jaxlib_has_convolution_flag() -> bool:

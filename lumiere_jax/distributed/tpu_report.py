@@ -17,7 +17,11 @@ from lumiere_jax.distributed.model_flops import peak_flops
 from lumiere_jax.train_setup import check_batches
 
 _GIB = 2**30
-_USED = re.compile(r"Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm")
+# libtpu's two ways to say how much is needed, and how much there is.
+_OUT_OF_MEMORY = (
+    re.compile(r"Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm"),
+    re.compile(r"required for HLO temporaries \(([\d.]+)([KMG])\) exceeds available HBM \(([\d.]+)([KMG])\)"),
+)
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 
 
@@ -26,6 +30,7 @@ class Report:
     """One program on one slice; bytes, FLOPs and seconds are those of one chip and one call, unless it says otherwise.
 
     Attributes:
+      effort: of the compiler; below 0 the program is slower than a real run's.
       fits: whether libtpu found room for it; where not, all after `memory` is None.
       memory: bytes. If it fits `arguments`, `temporaries` and their sum `peak`; else `needed`, `available`, `missing`.
       flops: of the compiled program, with what it computes again. A loop's body counts once.
@@ -48,6 +53,7 @@ class Report:
     fsdp: bool
     remat: dict[str, str]
     versions: dict[str, str]
+    effort: float
     compile_seconds: float
     fits: bool
     memory: dict[str, int]
@@ -85,6 +91,7 @@ class Report:
         memory = ", ".join(f"{name} {size / _GIB:.2f}" for name, size in self.memory.items())
         lines = [
             head,
+            *([f"  compiled with effort {self.effort}: a real run is faster"] if self.effort < 0 else []),
             f"  memory, GiB a chip: {memory}",
             f"  needed: {self.needed_flops / 1e12:.0f} TFLOP in all; computed: {self.flops / 1e12:.1f} a chip",
             "  seconds, by the compiler's estimate: "
@@ -99,13 +106,14 @@ class Report:
         return "\n".join(lines)
 
 
-def compile_and_report(config: ml_collections.ConfigDict, topology: str, program: str) -> Report:
+def compile_and_report(config: ml_collections.ConfigDict, topology: str, program: str, effort: float = 0.0) -> Report:
     """Compiles for a slice, and reads the report off the program.
 
     Args:
       config: of an inflated model.
       topology: of `tpu_slice.devices_of`.
       program: one of `abstract_program.PROGRAMS`.
+      effort: of the compiler to make a fast program, from -1 to 1; 0 is its default, and what a real run gets.
 
     Raises:
       ValueError: no such slice; a mesh or a batch that it does not divide; a config that cannot be trained.
@@ -116,9 +124,9 @@ def compile_and_report(config: ml_collections.ConfigDict, topology: str, program
     lowered = PROGRAMS[program](config, mesh)
     started = time.monotonic()
     try:
-        compiled, memory = lowered.compile(), None
+        compiled, memory = lowered.compile({"exec_time_optimization_effort": effort} if effort else None), None
     except jax.errors.JaxRuntimeError as error:
-        memory = _does_not_fit(str(error))
+        memory = memory_that_is_missing(str(error))
         if memory is None:
             raise
     report = Report(
@@ -131,6 +139,7 @@ def compile_and_report(config: ml_collections.ConfigDict, topology: str, program
         fsdp=config.fsdp,
         remat=config.remat.to_dict(),
         versions={name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "libtpu")},
+        effort=effort,
         compile_seconds=round(time.monotonic() - started, 1),
         fits=memory is None,
         memory=memory or {},
@@ -182,9 +191,9 @@ def _read(
     }
 
 
-def _does_not_fit(message: str) -> dict[str, int] | None:
+def memory_that_is_missing(message: str) -> dict[str, int] | None:
     """Bytes that libtpu says are needed and available on a chip; None if it failed for another reason."""
-    found = _USED.search(message)
+    found = next(filter(None, (pattern.search(message) for pattern in _OUT_OF_MEMORY)), None)
     if "RESOURCE_EXHAUSTED" not in message or found is None:
         return None
     needed, available = (int(float(found[i]) * _UNITS[found[i + 1]]) for i in (1, 3))

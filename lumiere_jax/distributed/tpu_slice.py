@@ -50,6 +50,7 @@ def prepare() -> None:
     # Do not ask Google Cloud's metadata server for a slice; several compiling processes may run side by side.
     for name, value in (
         ("TPU_SKIP_MDS_QUERY", "1"),
+        ("TPU_ACCELERATOR_TYPE", "v5litepod-16"),  # whatever it is compiled for: libtpu complains if there is none
         ("TPU_WORKER_HOSTNAMES", "localhost"),
         ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),
         ("TPU_MIN_LOG_LEVEL", "3"),

@@ -38,8 +38,13 @@ def _is_product_or_statistic(primitive: Any, *inputs: Any, **parameters: Any) ->
     return primitive is jax.lax.conv_general_dilated_p
 
 
+# A sum of two products that is read again is kept in place of both.
+SUM = "sum of products"
+
 _KEPT = {
-    "products": _is_product_or_statistic,
+    "products": jax.checkpoint_policies.save_from_both_policies(
+        _is_product_or_statistic, jax.checkpoint_policies.save_only_these_names(SUM)
+    ),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 POLICIES = ("none", *_KEPT)

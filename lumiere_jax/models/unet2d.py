@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from lumiere_jax.models.layers import (
@@ -27,7 +28,7 @@ from lumiere_jax.models.layers import (
     attention,
     fan_in_third,
 )
-from lumiere_jax.models.rematerialization import Rematerializable, checkpointed, rematerialized
+from lumiere_jax.models.rematerialization import SUM, Rematerializable, checkpointed, rematerialized
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,7 +169,7 @@ class ResnetBlock(Rematerializable):
         scale, shift = jnp.split(e[:, None, None, None, :], 2, axis=-1)
         h = self.conv2(activation(act, self.norm2(h, (scale, shift))))
         shortcut = x if self.conv_shortcut is None else self.conv_shortcut(x)
-        return (shortcut + h) / self.scale_factor
+        return checkpoint_name((shortcut + h) / self.scale_factor, SUM)
 
 
 def resize_frames(

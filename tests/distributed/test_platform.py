@@ -56,6 +56,24 @@ def test_only_on_a_cpu(monkeypatch, platforms, expected):
     assert os.environ["XLA_FLAGS"] == expected
 
 
+@pytest.mark.parametrize(
+    ("libtpu", "chips", "plugins", "expected"),
+    [(False, [], [], True), (True, [], [], True), (True, ["/dev/vfio/0"], [], False), (False, [], ["cuda"], False)],
+)
+def test_what_counts_as_a_cpu_alone(monkeypatch, libtpu, chips, plugins, expected):
+    """libtpu alone does not: it also compiles for TPUs where there is none."""
+    chosen = {}
+    config = types.SimpleNamespace(jax_platforms=None, jax_compilation_cache_dir="set", update=chosen.__setitem__)
+    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setattr(platform, "jax", types.SimpleNamespace(config=config))
+    monkeypatch.setattr(platform.importlib.util, "find_spec", lambda name: object() if libtpu else None)
+    monkeypatch.setattr(platform.importlib.metadata, "entry_points", lambda group: plugins)
+    monkeypatch.setattr(platform.glob, "glob", lambda pattern: [path for path in chips if pattern.startswith("/dev/v")])
+    platform.configure()
+    assert chosen == ({"jax_platforms": "cpu"} if expected else {})
+    assert os.environ["XLA_FLAGS"] == (FLAG if expected else "")
+
+
 @pytest.mark.parametrize("content", [None, b"xla_cpu_experimental_ynn_fusion_type", b"INDIVIDUAL_CONVOLUTION"])
 def test_not_on_a_jaxlib_without_it(monkeypatch, tmp_path, content):
     monkeypatch.setenv("XLA_FLAGS", "")

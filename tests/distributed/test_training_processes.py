@@ -57,7 +57,7 @@ def assert_same_up_to_rounding(workdir, other):
         # Softmax does not see these keys' bias: its gradient is rounding alone, which AdamW makes as large as any.
         if not name.endswith("text_pooling/k_proj/bias"):
             difference = np.linalg.norm(np.subtract(leaf, two[name], dtype=np.float64))
-            assert difference <= 1e-3 * np.linalg.norm(leaf), name
+            assert difference <= 5e-3 * np.linalg.norm(leaf), name
 
 
 @pytest.mark.parametrize("told", [0, 1])

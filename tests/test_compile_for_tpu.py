@@ -1,0 +1,145 @@
+"""Programs for TPU slices, compiled by libtpu on this machine: skipped by name where it is not installed."""
+
+import importlib.util
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from configs import stunet
+from lumiere_jax import compile_for_tpu
+from lumiere_jax.distributed import tpu_report, tpu_slice
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason=f"libtpu is not installed: {tpu_slice.INSTALL}"
+)
+# Two of if_l's four levels at their full widths, with a layer each; a short and small clip.
+REDUCED = (
+    "--config=configs/stunet.py:if_l",
+    "--config.image_model.unet.block_out_channels=(320, 640)",
+    "--config.image_model.unet.cross_attention=(False, True)",
+    "--config.image_model.unet.layers_per_block=(1, 1)",
+    "--config.temporal.strides=(2,)",
+    "--config.clip.size=64",
+    "--config.training.batch_size=2",
+    "--config.mesh.rows=2",
+    "--topology=v5e:2x2",
+    "--effort=-1",  # compiles in a fraction of the time; what the program would take is then not what it could
+)
+
+
+def compiled(tmp_path, *flags):
+    """The command's exit status, what it printed, and its report."""
+    output = tmp_path / "report.json"
+    process = subprocess.run(
+        [sys.executable, "-m", "lumiere_jax.compile_for_tpu", f"--output={output}", *flags],
+        cwd=pathlib.Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=1200,
+    )
+    report = json.loads(output.read_text()) if output.exists() else None
+    return process.returncode, process.stdout + process.stderr, report
+
+
+@needs_libtpu
+def test_a_training_step_of_full_width(tmp_path):
+    status, said, report = compiled(tmp_path, *REDUCED, "--config.clip.frames=8")
+    assert status == 0, said
+    assert "fits" in said
+    assert report["fits"]
+    assert report["mesh"] == {"data": 2, "rows": 2}
+    memory = report["memory"]
+    assert memory["peak"] == memory["arguments"] + memory["temporaries"]
+    # Trained parameters and their average in float32, frozen ones in bfloat16, divided over two or four chips.
+    assert 0.05 < memory["arguments"] / 2**30 < 0.5
+    assert memory["temporaries"] > memory["arguments"]
+    # Four chips compute what the model needs, and a little of it again.
+    assert 0.95 < 4 * report["flops"] / report["needed_flops"] < 1.3
+    # Neighbours' rows, gathered parameters, sums of gradients.
+    assert {"collective-permute", "all-gather", "all-reduce"} <= report["sent"].keys()
+    assert set(report["seconds"]) == {"matrix", "elementwise", "reduce", "copy"}
+    assert 0 < report["utilisation"] < 1
+    assert report["seconds_a_step"] >= report["roofline"]["compute"]
+    steps = stunet.get_config("if_l").training.steps
+    assert report["chip_hours"] == pytest.approx(4 * report["seconds_a_step"] * steps / 3600)
+
+
+@needs_libtpu
+def test_a_slice_that_is_too_small(tmp_path):
+    status, said, report = compiled(tmp_path, *REDUCED, "--config.clip.frames=80", "--config.training.batch_size=64")
+    assert status == 1, said
+    assert "Traceback" not in said
+    assert f"does not fit, {report['memory']['missing'] / 2**30:.2f} GiB a chip are missing" in said
+    assert report["memory"]["available"] == pytest.approx(15.75 * 2**30, rel=1e-3)
+    assert report["memory"]["missing"] == report["memory"]["needed"] - report["memory"]["available"] > 0
+
+
+@needs_libtpu
+def test_sampling(tmp_path):
+    status, said, report = compiled(
+        tmp_path, "--config=configs/stunet.py:test", "--topology=v5p:2x2x1", "--program=sample", "--effort=-1",
+        "--config.training.batch_size=4", "--config.sampling.steps=3",
+    )  # fmt: skip
+    assert status == 0, said
+    assert report["program"] == "sample"
+    assert report["days"] is None
+    # Guided: two evaluations a step.
+    one = tpu_report.needed_flops(_with_steps(1), "sample")
+    assert report["needed_flops"] == pytest.approx(3 * one)
+
+
+def _with_steps(steps):
+    config = stunet.get_config("test")
+    config.training.batch_size, config.sampling.steps = 4, steps
+    return config
+
+
+@needs_libtpu
+def test_a_slice_that_there_is_not(tmp_path):
+    status, said, _ = compiled(tmp_path, "--config=configs/stunet.py:test", "--topology=v5e:3x5")
+    assert status == 1
+    assert "error: topology='v5e:3x5':" in said
+    assert "not divisible" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("topology", ["4x4", "v9:4x4", ""])
+def test_a_chip_that_is_not_known(topology):
+    with pytest.raises(ValueError, match=r"give a chip \(v4, v5e, v5p, v6e\) and the slice's chips"):
+        tpu_slice.chip_of(topology)
+
+
+def test_without_libtpu(monkeypatch):
+    monkeypatch.setattr(tpu_slice.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(RuntimeError, match=r"libtpu, .*, is not installed: pip install .*\[tpu\]"):
+        tpu_slice.prepare()
+
+
+@pytest.mark.parametrize(
+    ("message", "missing"),
+    [
+        ("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 19.50G of 15.75G hbm. Exceeded", 3.75),
+        ("RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (16.50G) exceeds "
+         "available HBM (15.75G).", 0.75),
+        ("RESOURCE_EXHAUSTED: no more threads", None),
+        ("INTERNAL: Used 19.50G of 15.75G hbm", None),
+    ],
+)  # fmt: skip
+def test_what_is_missing(message, missing):
+    memory = tpu_report.memory_that_is_missing(message)
+    assert (memory and memory["missing"] / 2**30) == missing
+
+
+def test_a_plan_tries_meshes_that_divide_batch_and_height():
+    config = stunet.get_config("if_l")
+    config.training.batch_size = 4
+    meshes = list(compile_for_tpu.candidates(config, chips=16))
+    # 4 clips: at most 4 chips along data; 16 rows at the coarsest level: at most 16 chips along rows.
+    assert [same_mesh[0].mesh.rows for same_mesh in meshes] == [4, 8, 16]
+    assert [candidate.remat.block for candidate in meshes[0]] == ["none", "products", "none", "full"]
+    config.training.batch_size = 3
+    assert list(compile_for_tpu.candidates(config, chips=64)) == []
