@@ -21,8 +21,8 @@ _TPU_CHIPS = ("/dev/accel*", "/dev/vfio/[0-9]*")
 def configure() -> None:
     """Sets XLA's flags and turns the persistent compilation cache on; call it before the first use of a device.
 
-    On a machine without accelerator it chooses the CPU, so that libtpu, which may be there to compile for TPUs, does not
-    look for one; and the faster convolutions, where this jaxlib has the choice. Compiled programs are kept in
+    On a machine without accelerator it chooses the CPU, so that libtpu, which may be there to compile for TPUs, looks
+    for none; and the faster convolutions, where this jaxlib has the choice. Compiled programs are kept in
     `~/.cache/lumiere_jax/xla`. Whatever the user set (XLA_FLAGS, JAX_COMPILATION_CACHE_DIR, `jax.config`) stays.
     """
     flags = os.environ.get("XLA_FLAGS", "")
