@@ -12,11 +12,12 @@ from random_unets import randomised, smallest_stunet
 from benchmarks.model_sizes import REMAT, residual_bytes
 from configs import stunet
 from lumiere_jax.abstract_model import abstract_model
-from lumiere_jax.models import parameter_partition
+from lumiere_jax.distributed.model_flops import count_flops
+from lumiere_jax.models import parameter_partition, rematerialization
 from lumiere_jax.models.rematerialization import Rematerializable, Rematerialization, rematerialize
 from lumiere_jax.models.stunet import deflate
 from lumiere_jax.models.temporal import ConvInflationBlock, TemporalAttention
-from lumiere_jax.models.unet2d import ResnetBlock, SpatialAttention
+from lumiere_jax.models.unet2d import ResnetBlock, SpatialAttention, UNet2DConfig
 
 UNETS = {"inflated": smallest_stunet, "image": lambda: deflate(smallest_stunet())}
 POLICIES = [Rematerialization(**fields) for fields in REMAT]
@@ -128,6 +129,51 @@ def test_attention_weights_are_computed_again():
     assert growth() > 1.3
     assert growth(block="products") < 1.05
     assert growth(spatial="products", temporal="products") < 1.05
+
+
+@pytest.fixture
+def another_policy(monkeypatch):
+    """Changes `products`; JAX remembers what it traced under the one before."""
+
+    def change(policy):
+        monkeypatch.setitem(rematerialization._KEPT, "products", policy)
+        jax.clear_caches()
+
+    yield change
+    jax.clear_caches()
+
+
+def test_a_sum_is_kept_in_place_of_its_parts():
+    """Of a residual block with a shortcut: one video less."""
+    config = UNet2DConfig(norm_num_groups=2, time_embedding_dim=4)
+    graphdef, parameters = nnx.split(ResnetBlock(4, 8, config, rngs=nnx.Rngs(0)))
+    x, embedding = jnp.ones((1, 2, 8, 8, 4)), jnp.ones((1, 4))
+
+    def kept_with(policy):
+        def squared(parameters, x):  # which reads the block's output again
+            return jnp.square(nnx.merge(graphdef, parameters)(x, embedding)).sum()
+
+        return residual_bytes(jax.checkpoint(squared, policy=policy), parameters, x)
+
+    parts = kept_with(rematerialization._is_product_or_statistic)
+    assert kept_with(rematerialization._KEPT["products"]) == parts - 2 * 8 * 8 * 8 * 4
+
+
+def test_statistics_are_kept(another_policy):
+    """They are small, and without them the backward pass would sum over all pixels again."""
+
+    def work():
+        predict, trained, frozen = parts_of(rematerialize(smallest_stunet(), Rematerialization(block="products")))
+        gradient = jax.grad(lambda *arguments: predict(*arguments).sum())
+        return count_flops(gradient, trained, frozen, *inputs())
+
+    def is_product(primitive, *values, **parameters):
+        is_sum = primitive is jax.lax.reduce_sum_p
+        return not is_sum and rematerialization._is_product_or_statistic(primitive, *values, **parameters)
+
+    with_statistics = work()
+    another_policy(is_product)
+    assert with_statistics < 0.999 * work()
 
 
 def test_parameters_and_image_model_keep_their_names():
