@@ -75,7 +75,7 @@ def test_frozen_parameters_are_kept_in_the_compute_dtype(base, data_dir, tmp_pat
             dtypes[name] = {str(leaf.dtype) for leaf in jax.tree.leaves(tree) if leaf.ndim}
         return train_step.train_step(state, frozen, *arguments, **settings)
 
-    monkeypatch.setattr(train, "train_step", recorded)
+    monkeypatch.setattr(train_setup, "train_step", recorded)
     config = small_config(stunet, data_dir, steps=1, preview_every=0)
     config.init_from, config.compute_dtype = str(base[0] / "image_model"), "bfloat16"
     train.train(config, tmp_path)

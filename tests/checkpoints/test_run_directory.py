@@ -7,6 +7,7 @@ from flax import nnx
 from configs import stunet, text_to_image
 from lumiere_jax.checkpoints.checkpointing import tree_hash
 from lumiere_jax.checkpoints.run_directory import RunDirectory
+from lumiere_jax.models.rematerialization import Rematerialization
 from lumiere_jax.text.load_t5 import load_t5_encoder
 from lumiere_jax.text.t5_encoder import T5Config, T5Encoder
 from lumiere_jax.train_setup import check_same_run
@@ -48,7 +49,7 @@ def test_runs_go_on_under_another_remat_and_older_ones_kept_everything(tmp_path,
     del older.remat
     RunDirectory(tmp_path).write_config(older, {})
     read = RunDirectory(tmp_path).read_config()
-    assert read.remat.to_dict() == {"block": "none", "spatial": "none", "temporal": "none"}
+    assert read.remat.to_dict() == vars(Rematerialization())
     config.remat.block = "full"
     check_same_run(read, config, {}, {})
 
