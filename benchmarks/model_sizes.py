@@ -25,18 +25,10 @@ from lumiere_jax.abstract_model import abstract_model
 from lumiere_jax.abstract_program import cast, forward_flops, inputs, predict, step_flops
 from lumiere_jax.distributed import platform
 from lumiere_jax.models import parameter_partition
-from lumiere_jax.models.rematerialization import Rematerialization
+from lumiere_jax.models.rematerialization import CHOICES, Rematerialization
 from lumiere_jax.models.text_to_video import TextToVideo
 
 VARIANTS = ("demo", "small", *(name for name in deepfloyd_if.STAGE_1 | deepfloyd_if.STAGE_2 if "tiny" not in name))
-# The policies of `config.remat` that pay, from the most memory to the least.
-REMAT = (
-    {},
-    {"block": "products"},
-    {"spatial": "products", "temporal": "full"},
-    {"spatial": "full", "temporal": "full"},
-    {"block": "full"},
-)
 _REMAT_VARIANTS = ("demo", "small", "if_m")
 _DOCUMENT = pathlib.Path(__file__).parent.parent / "docs" / "model_sizes.md"
 # What a rough sketch in another form of code had found, TFLOP: with temporal strides 2, 2, 2 and no attention at 64x64.
@@ -89,9 +81,9 @@ def with_remat(config: ml_collections.ConfigDict, policies: dict[str, str]) -> m
 
 
 def measure_remat(variant: str) -> list[tuple[int, float]]:
-    """Bytes of activations and FLOPs of a training step, of one clip, with each of the `REMAT`."""
+    """Bytes of activations and FLOPs of a training step, of one clip, with each of the `CHOICES`."""
     found = []
-    for policies in tqdm.tqdm(REMAT, desc=variant, leave=False):
+    for policies in tqdm.tqdm(CHOICES, desc=variant, leave=False):
         config = with_remat(get_config(variant), policies)
         model = abstract_model(config)
         step = step_flops(config, parameter_partition.split(model))
@@ -165,7 +157,7 @@ def remat_table(forward: dict[str, float], measured: dict[str, list[tuple[int, f
     columns = ["`config.remat`"]
     columns += [f"`{variant}`, GB | step / forward" for variant in measured]
     rows = []
-    for number, policies in enumerate(REMAT):
+    for number, policies in enumerate(CHOICES):
         cells = [", ".join(f"{kind}: {policy}" for kind, policy in policies.items()) or "none"]
         for variant, found in measured.items():
             kept, step = found[number]

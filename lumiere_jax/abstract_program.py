@@ -17,7 +17,7 @@ from lumiere_jax.models import parameter_partition
 from lumiere_jax.models.rematerialization import Rematerialization
 from lumiere_jax.pipelines.text_to_video import sample_program, sampling_settings
 from lumiere_jax.train_setup import jit_update, step_settings
-from lumiere_jax.train_step import create_state, train_step
+from lumiere_jax.train_step import Batch, TrainState, create_state, train_step
 
 
 def lower_training_step(config: ml_collections.ConfigDict, mesh: Mesh) -> jax.stages.Lowered:
@@ -26,15 +26,11 @@ def lower_training_step(config: ml_collections.ConfigDict, mesh: Mesh) -> jax.st
     Its text comes as embeddings, made ahead of time.
     """
     graphdef, trained, frozen = parameter_partition.split(abstract_model(config))
-    settings = step_settings(config)
-    averages = len(config.training.ema_decays)
-    state = jax.eval_shape(lambda parameters: create_state(parameters, settings["optimizer"], averages), trained)
-    state, frozen = (_placed(mesh, tree, config.fsdp) for tree in (state, cast(frozen, config)))
-    batch = jax.tree.map(
-        lambda leaf: _with_sharding(leaf, partitioning.batch_sharding(mesh, len(leaf.shape))),
-        abstract_batch(config, config.training.batch_size),
-    )
-    return jit_update(graphdef, settings, state).lower(state, frozen, batch, config.seed)
+    state, frozen = (_placed(mesh, tree, config.fsdp) for tree in (_state(config, trained), cast(frozen, config)))
+    batch = abstract_batch(config, config.training.batch_size)
+    divided = jax.tree.map(lambda leaf: partitioning.batch_sharding(mesh, len(leaf.shape)), batch)
+    batch = partitioning.shapes_on(batch, divided)
+    return jit_update(graphdef, step_settings(config), state).lower(state, frozen, batch, config.seed)
 
 
 def lower_sampling(config: ml_collections.ConfigDict, mesh: Mesh) -> jax.stages.Lowered:
@@ -46,19 +42,20 @@ def lower_sampling(config: ml_collections.ConfigDict, mesh: Mesh) -> jax.stages.
     graphdef, state = nnx.split(nnx.merge(graphdef, trained, cast(frozen, config)))
     parameters = _placed(mesh, nnx.to_pure_dict(state), config.fsdp)
     clips, sharding = config.training.batch_size, partitioning.batch_sharding(mesh)
-    video, text = abstract_batch(config, clips)
     divided = partitioning.batch_sharding(mesh, 1)
+    video, text = partitioning.shapes_on(abstract_batch(config, clips), Batch(sharding, divided))
     low_res = None
     if factor := config.diffusion.low_res_factor:
         small = (*video.shape[:2], video.shape[2] // factor, video.shape[3] // factor, 3)
         low_res = jax.ShapeDtypeStruct(small, jnp.float32, sharding=divided)
     key = jax.eval_shape(lambda: jax.random.key(0))
+    key = partitioning.shapes_on(key, partitioning.replicated(mesh))
     return sample_program.lower(
         graphdef,
         parameters,
-        _with_sharding(key, partitioning.replicated(mesh)),
+        key,
         jax.ShapeDtypeStruct((clips,), jnp.int32, sharding=divided),
-        (_with_sharding(text, divided), _with_sharding(text, divided)),
+        (text, text),
         low_res,
         config.sampling.get("noise_level", 0.0),
         clip=video.shape[1:4],
@@ -109,9 +106,7 @@ def step_flops(config: ml_collections.ConfigDict, parts: tuple[nnx.GraphDef, dic
     graphdef, trained, frozen = parts
     settings = step_settings(config) | {"accumulation_steps": 1}
     update = functools.partial(train_step, graphdef=graphdef, **settings)
-    averages = len(config.training.ema_decays)
-    state = jax.eval_shape(lambda parameters: create_state(parameters, settings["optimizer"], averages), trained)
-    return count_flops(update, state, cast(frozen, config), abstract_batch(config, batch_size), 0)
+    return count_flops(update, _state(config, trained), cast(frozen, config), abstract_batch(config, batch_size), 0)
 
 
 def predict(
@@ -141,9 +136,10 @@ def _with_unet(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     return config
 
 
+def _state(config: ml_collections.ConfigDict, trained: dict) -> TrainState:
+    optimizer, averages = step_settings(config)["optimizer"], len(config.training.ema_decays)
+    return jax.eval_shape(lambda parameters: create_state(parameters, optimizer, averages), trained)
+
+
 def _placed(mesh: Mesh, tree: Any, fsdp: bool) -> Any:
-    return jax.tree.map(_with_sharding, tree, partitioning.parameter_shardings(mesh, tree, fsdp=fsdp))
-
-
-def _with_sharding(leaf: Any, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+    return partitioning.shapes_on(tree, partitioning.parameter_shardings(mesh, tree, fsdp=fsdp))

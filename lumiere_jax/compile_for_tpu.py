@@ -26,29 +26,28 @@ from ml_collections import config_flags
 from lumiere_jax.abstract_program import PROGRAMS
 from lumiere_jax.distributed import tpu_slice
 from lumiere_jax.distributed.tpu_report import Report, compile_and_report
-
-# What a plan tries: from the policy that computes least again to the one that keeps least.
-_POLICIES = (
-    {"block": "none", "spatial": "none", "temporal": "none"},
-    {"block": "products", "spatial": "none", "temporal": "none"},
-    {"block": "none", "spatial": "full", "temporal": "full"},
-    {"block": "full", "spatial": "none", "temporal": "none"},
-)
+from lumiere_jax.models import rematerialization
 
 
-def candidates(config: ml_collections.ConfigDict, chips: int) -> Iterator[list[ml_collections.ConfigDict]]:
-    """The configs that a plan compiles: a list for each mesh that divides batch and height, least recomputed first."""
+def candidates(
+    config: ml_collections.ConfigDict, chips: int, program: str
+) -> Iterator[list[ml_collections.ConfigDict]]:
+    """The configs that a plan compiles: a list for each mesh that divides batch and height, least recomputed first.
+
+    Sampling has no backward pass, and for each mesh one config.
+    """
+    kinds = dict.fromkeys(("block", "spatial", "temporal"), "none")
     coarsest = config.clip.size // 2 ** (len(config.image_model.unet.block_out_channels) - 1)
     for rows in (rows for rows in range(1, chips + 1) if chips % rows == 0):
         parts = config.training.batch_size % (chips // rows * config.training.accumulation_steps) == 0
         if parts and coarsest % rows == 0:
-            row = []
-            for policies in _POLICIES:
+            same_mesh = []
+            for policies in rematerialization.CHOICES if program == "train" else ({},):
                 candidate = ml_collections.ConfigDict(config.to_dict())
                 candidate.mesh = {"data": -1, "rows": rows}
-                candidate.remat.update(policies)
-                row.append(candidate)
-            yield row
+                candidate.remat.update(kinds | policies)
+                same_mesh.append(candidate)
+            yield same_mesh
 
 
 def plan(config: ml_collections.ConfigDict, topology: str, program: str, effort: float = 0.0) -> list[Report]:
@@ -58,13 +57,13 @@ def plan(config: ml_collections.ConfigDict, topology: str, program: str, effort:
       ValueError: no mesh of the slice divides the batch.
     """
     chips = len(tpu_slice.devices_of(topology))
-    reports, rows = [], list(candidates(config, chips))
-    if not rows:
+    reports, meshes = [], list(candidates(config, chips, program))
+    if not meshes:
         raise ValueError(
             f"training.batch_size={config.training.batch_size}: no mesh of the {chips} chips of {topology} divides it "
             f"and the height of the coarsest level. Make it a multiple, or a divisor, of {chips}"
         )
-    with tqdm.tqdm(rows, desc="meshes", leave=False) as bar:
+    with tqdm.tqdm(meshes, desc="meshes", leave=False) as bar:
         for same_mesh in bar:
             for candidate in same_mesh:
                 bar.set_postfix(rows=candidate.mesh.rows, remat=candidate.remat.block)

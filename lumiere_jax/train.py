@@ -67,7 +67,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Non
     check_config(config)
     run_dir = RunDirectory(workdir)
     mesh = meshes.make_mesh(**config.mesh)
-    check_batches(config.training, mesh)
+    check_batches(config, mesh)
 
     # ---------------------------------------------------------------- Data, text encoder, frozen image model
     with processes.first_process_first("data set"):

@@ -107,8 +107,13 @@ def _check_data_fields(config: ml_collections.ConfigDict) -> None:
         )
 
 
-def check_batches(fields: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:
-    """Raises a ValueError if a batch of `config.training` cannot be divided over the devices, part by part."""
+def check_batches(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:
+    """Raises a ValueError if a batch cannot be divided over the devices, part by part, or its videos' height."""
+    fields = config.training
+    if config.clip.size % mesh.shape["rows"]:
+        raise ValueError(
+            f"mesh.rows={mesh.shape['rows']} does not divide the height, clip.size={config.clip.size}: choose a divisor"
+        )
     for name in ("batch_size", *(("image_batch_size",) if fields.image_share else ())):
         divisor = fields.accumulation_steps * mesh.shape["data"]
         if fields[name] % divisor:

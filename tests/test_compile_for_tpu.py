@@ -107,6 +107,22 @@ def test_a_slice_that_there_is_not(tmp_path):
     assert "Traceback" not in said
 
 
+@needs_libtpu
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--config=configs/text_to_image.py:test",), "text_to_image:test has no temporal layers"),
+        (("--config=configs/stunet.py:test", "--config.mesh.rows=3"), "rows=3 does not divide the 4 devices"),
+        (("--config=configs/stunet.py:test", "--config.mesh.rows=4", "--config.clip.size=10"), "mesh.rows=4 does not"),
+    ],
+)
+def test_what_cannot_be_compiled(tmp_path, flags, message):
+    status, said, _ = compiled(tmp_path, *flags, "--topology=v5e:2x2")
+    assert status == 1
+    assert f"error: {message}" in said
+    assert "Traceback" not in said
+
+
 @pytest.mark.parametrize("topology", ["4x4", "v9:4x4", ""])
 def test_a_chip_that_is_not_known(topology):
     with pytest.raises(ValueError, match=r"give a chip \(v4, v5e, v5p, v6e\) and the slice's chips"):
@@ -137,9 +153,11 @@ def test_what_is_missing(message, missing):
 def test_a_plan_tries_meshes_that_divide_batch_and_height():
     config = stunet.get_config("if_l")
     config.training.batch_size = 4
-    meshes = list(compile_for_tpu.candidates(config, chips=16))
+    meshes = list(compile_for_tpu.candidates(config, 16, "train"))
     # 4 clips: at most 4 chips along data; 16 rows at the coarsest level: at most 16 chips along rows.
     assert [same_mesh[0].mesh.rows for same_mesh in meshes] == [4, 8, 16]
-    assert [candidate.remat.block for candidate in meshes[0]] == ["none", "products", "none", "full"]
+    assert [candidate.remat.block for candidate in meshes[0]] == ["none", "products", "none", "none", "full"]
+    assert [candidate.remat.spatial for candidate in meshes[0]] == ["none", "none", "products", "full", "none"]
+    assert [len(same_mesh) for same_mesh in compile_for_tpu.candidates(config, 16, "sample")] == [1, 1, 1]
     config.training.batch_size = 3
-    assert list(compile_for_tpu.candidates(config, chips=64)) == []
+    assert list(compile_for_tpu.candidates(config, 64, "train")) == []

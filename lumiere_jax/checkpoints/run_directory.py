@@ -424,10 +424,7 @@ def load_run(
             everywhere = partitioning.replicated(mesh)
             image_unet, unet_reference = load_image_unet(directory, config, moved_to=init_from, sharding=everywhere)
         graphdef, trained, frozen = parameter_partition.split(build_unet(config, image_unet))
-        shardings = partitioning.parameter_shardings(mesh, trained)
-        trained = jax.tree.map(
-            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), trained, shardings
-        )
+        trained = partitioning.shapes_on(trained, partitioning.parameter_shardings(mesh, trained))
         _, restored = manager.restore({"averages": {chosen: {"unet": trained}}}, step, partial=True)
     dtype, padding_sees_tokens = jnp.dtype(config.compute_dtype), config.text.padding_sees_tokens
     text_dtype = dtype if text_dtype is None else text_dtype

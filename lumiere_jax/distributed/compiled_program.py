@@ -64,7 +64,7 @@ def cost_of(hlo: str) -> Cost:
     for instruction, times in _executed(computations, entry, 1):
         inside = [instruction, *_fused(computations, instruction)]
         if cycles := _CYCLES.search(instruction.text):
-            cost.cycles[_kind([each.operation for each in inside], instruction)] += times * max(0, int(cycles[1]))
+            cost.cycles[_kind([each.operation for each in inside])] += times * max(0, int(cycles[1]))
         for each in inside:
             operation = each.operation.removesuffix("-start")
             if operation in COLLECTIVES:
@@ -112,7 +112,7 @@ def _fused(computations: dict, instruction: _Instruction) -> Iterator[_Instructi
                 yield from _fused(computations, inner)
 
 
-def _kind(operations: list[str], instruction: _Instruction) -> str:
+def _kind(operations: list[str]) -> str:
     if "convolution" in operations or "dot" in operations or "custom-call" in operations:
         return "matrix"
     if any(operation.startswith("reduce") for operation in operations):

@@ -105,6 +105,21 @@ def _divided(mesh: Mesh, shape: tuple[int, ...]) -> P:
     return P()
 
 
+def shapes_on(tree: Any, shardings: Any) -> Any:
+    """Shapes, types and places: what a checkpoint is read into, and a program compiled for.
+
+    Args:
+      tree: of arrays, or of `jax.ShapeDtypeStruct`.
+      shardings: a tree like it.
+
+    Returns:
+      The same tree of `jax.ShapeDtypeStruct`, each with its sharding.
+    """
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree, shardings
+    )
+
+
 def on_mesh(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
     """`function`, traced so that the layers in it know of the mesh: they gather fully sharded parameters themselves."""
 

@@ -116,11 +116,17 @@ def compile_and_report(config: ml_collections.ConfigDict, topology: str, program
       effort: of the compiler to make a fast program, from -1 to 1; 0 is its default, and what a real run gets.
 
     Raises:
-      ValueError: no such slice; a mesh or a batch that it does not divide; a config that cannot be trained.
+      ValueError: no such slice; a mesh or a batch that it does not divide; a config that is not
+        inflated, or cannot be trained.
     """
+    if "temporal" not in config:
+        raise ValueError(
+            f"{config.name} has no temporal layers: give a config that inflates an image model, such as "
+            "configs/stunet.py or configs/ssr.py"
+        )
     chip, devices = tpu_slice.chip_of(topology), tpu_slice.devices_of(topology)
     mesh = make_mesh(**config.mesh, devices=devices)
-    check_batches(config.training, mesh)
+    check_batches(config, mesh)
     lowered = PROGRAMS[program](config, mesh)
     started = time.monotonic()
     try:

@@ -16,7 +16,10 @@ INSTALL = "pip install 'lumiere-jax[tpu]' (in a checkout: pip install -e '.[tpu]
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One chip, as Google Cloud's page on its version gives it; the clock is measured.
+    """One chip, as Google Cloud's page on its version gives it.
+
+    The clock is not there. It follows from the FLOP/s that are, and what the chip's matrix units do in a cycle: 128x128
+    multiply-adds each, of 4 units on v5e, 8 on v4 and v5p; v6e's, four times as large, count as 16.
 
     Attributes:
       memory_bandwidth: bytes/s of its HBM.

@@ -50,6 +50,16 @@ _KEPT = {
 POLICIES = ("none", *_KEPT)
 
 
+# Fields of `Rematerialization` that pay together, from the most memory and the least work to the least and the most.
+CHOICES: tuple[dict[str, str], ...] = (
+    {},
+    {"block": "products"},
+    {"spatial": "products", "temporal": "full"},
+    {"spatial": "full", "temporal": "full"},
+    {"block": "full"},
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class Rematerialization:
     """A policy for each kind of module; nothing here is from the paper."""

@@ -7,6 +7,7 @@ import pytest
 from benchmarks import model_sizes
 from lumiere_jax.abstract_model import abstract_model
 from lumiere_jax.models import parameter_partition
+from lumiere_jax.models.rematerialization import CHOICES
 
 DOCUMENT = pathlib.Path(model_sizes.__file__).parent.parent / "docs" / "model_sizes.md"
 
@@ -48,14 +49,14 @@ def test_activations_are_what_the_backward_pass_reads():
 def test_activations_of_the_demo_with_every_policy():
     start = next(i for i, line in enumerate(LINES) if line == "<!-- remat -->")
     assert "`demo`, GB" in LINES[start + 1]
-    for line, policies in zip(LINES[start + 3 :], model_sizes.REMAT, strict=False):
+    for line, policies in zip(LINES[start + 3 :], CHOICES, strict=False):
         config = model_sizes.with_remat(model_sizes.get_config("demo"), policies)
         kept = model_sizes.activation_bytes(config, abstract_model(config))
         assert line.split(" | ")[1] == f"{kept / 1e9:.3g}", line
 
 
 def test_table_of_policies():
-    measured = {"demo": [(3_000_000_000, 2.0 + number) for number in range(len(model_sizes.REMAT))]}
+    measured = {"demo": [(3_000_000_000, 2.0 + number) for number in range(len(CHOICES))]}
     heading, rule, first, second, *_ = model_sizes.remat_table({"demo": 1.0}, measured).splitlines()
     assert heading == "| `config.remat` | `demo`, GB | step / forward |"
     assert rule == "|---|---|---|"

@@ -50,14 +50,14 @@ def wait_all(trainings):
 
 
 def assert_same_up_to_rounding(workdir, other):
-    """Every array, relative to its own size."""
+    """Every array, relative to its own size: thirty steps of AdamW leave 1.01e-3 at most of another order of sums."""
     one, two = named_leaves(state_of(workdir)), named_leaves(state_of(other))
     assert one.keys() == two.keys()
     for name, leaf in one.items():
         # Softmax does not see these keys' bias: its gradient is rounding alone, which AdamW makes as large as any.
         if not name.endswith("text_pooling/k_proj/bias"):
             difference = np.linalg.norm(np.subtract(leaf, two[name], dtype=np.float64))
-            assert difference <= 5e-3 * np.linalg.norm(leaf), name
+            assert difference <= 2e-3 * np.linalg.norm(leaf), name
 
 
 @pytest.mark.parametrize("told", [0, 1])

@@ -9,18 +9,18 @@ import pytest
 from flax import nnx
 from random_unets import randomised, smallest_stunet
 
-from benchmarks.model_sizes import REMAT, residual_bytes
+from benchmarks.model_sizes import residual_bytes
 from configs import stunet
 from lumiere_jax.abstract_model import abstract_model
 from lumiere_jax.distributed.model_flops import count_flops
 from lumiere_jax.models import parameter_partition, rematerialization
-from lumiere_jax.models.rematerialization import Rematerializable, Rematerialization, rematerialize
+from lumiere_jax.models.rematerialization import CHOICES, Rematerializable, Rematerialization, rematerialize
 from lumiere_jax.models.stunet import deflate
 from lumiere_jax.models.temporal import ConvInflationBlock, TemporalAttention
 from lumiere_jax.models.unet2d import ResnetBlock, SpatialAttention, UNet2DConfig
 
 UNETS = {"inflated": smallest_stunet, "image": lambda: deflate(smallest_stunet())}
-POLICIES = [Rematerialization(**fields) for fields in REMAT]
+POLICIES = [Rematerialization(**fields) for fields in CHOICES]
 NOTHING, *OTHERS = POLICIES
 
 
@@ -111,7 +111,7 @@ def test_each_module_follows_its_policy(module):
 
 
 def test_the_table_goes_from_the_most_memory_to_the_least():
-    sizes = [kept("inflated", **fields) for fields in REMAT]
+    sizes = [kept("inflated", **fields) for fields in CHOICES]
     assert sizes == sorted(set(sizes), reverse=True)
 
 
