@@ -16,6 +16,7 @@ from random_runs import random_run
 from random_unets import randomised, smallest_stunet
 
 from lumiere_jax.checkpoints.checkpointing import load_tree, save_tree
+from lumiere_jax.diffusion.multidiffusion import Windows
 from lumiere_jax.diffusion.noise_schedule import CosineSchedule
 from lumiere_jax.distributed import partitioning
 from lumiere_jax.distributed.mesh import AXES, make_mesh
@@ -29,7 +30,9 @@ from lumiere_jax.distributed.partitioning import (
 )
 from lumiere_jax.models import parameter_partition
 from lumiere_jax.models.text_to_video import TextToVideo
-from lumiere_jax.pipelines.text_to_video import Settings, generate, sample_in_batches, sample_videos, super_resolve
+from lumiere_jax.pipelines.generation import Settings, generate
+from lumiere_jax.pipelines.super_resolution import super_resolve
+from lumiere_jax.pipelines.text_to_video import sample_in_batches, sample_videos
 from lumiere_jax.train_setup import jit_update
 from lumiere_jax.train_step import Batch, Objective, create_state, train_step
 
@@ -269,7 +272,7 @@ def test_sampling_that_does_not_divide():
     with pytest.raises(ValueError, match="clips of height 6 cannot be divided over rows=4"):
         sample_videos(run, PROMPTS, size=(6, 8))
     with pytest.raises(ValueError, match=r"batch_size=3 cannot be divided over 2 devices .* multiple of 2"):
-        sample_in_batches(run, None, PROMPTS, seed=0, batch_size=3)
+        sample_in_batches(run, PROMPTS, seed=0, batch_size=3)
 
 
 def test_a_whole_batch_is_cut_by_clip():
@@ -289,7 +292,7 @@ def test_guidance_windows_and_noise_stay_on_their_clips_device():
         keys = jax.vmap(jax.random.key)(numbers)
         return generate(predict, noise, (text, -text), noise, noise[:, 0, 0, 0, 0], keys, settings)
 
-    settings = Settings(SCHEDULE, "v", "ddpm", 2, 3.0, "static", window=3, overlap=1, window_batch=2)
+    settings = Settings(SCHEDULE, "v", "ddpm", 2, 3.0, "static", windows=Windows((3, 1)), window_batch=2)
     shapes = (np.arange(8, dtype=np.int32), np.zeros((8, 6, 4, 4, 3), np.float32), np.zeros((8, 2, 3), np.float32))
     program = jax.jit(run).lower(*divide_batch(make_mesh(), shapes)).compile().as_text()
     assert "f32[1,6,4,4,3]" in program  # one clip for each
