@@ -44,7 +44,7 @@ class Report:
     batch_size: int
     mesh: dict[str, int]
     fsdp: bool
-    remat: dict[str, str]
+    remat: dict[str, str | int]
     versions: dict[str, str]
     effort: float
     compile_seconds: float
