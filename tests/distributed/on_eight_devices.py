@@ -16,7 +16,7 @@ from random_runs import random_run
 from random_unets import randomised, smallest_stunet
 
 from lumiere_jax.checkpoints.checkpointing import load_tree, save_tree
-from lumiere_jax.diffusion.multidiffusion import Windows
+from lumiere_jax.diffusion.multidiffusion import Windows, multidiffusion
 from lumiere_jax.diffusion.noise_schedule import CosineSchedule
 from lumiere_jax.distributed import partitioning
 from lumiere_jax.distributed.mesh import AXES, make_mesh
@@ -282,6 +282,29 @@ def test_a_whole_batch_is_cut_by_clip():
         clips = slice(2 * data, 2 * data + 2)
         np.testing.assert_array_equal(blocks(placed["video"])[device.id], VIDEO[clips])
         np.testing.assert_array_equal(blocks(placed["number"])[device.id], np.arange(8)[clips])
+
+
+def test_windows_of_one_clip_on_eight_devices_are_averaged_by_one_collective():
+    """Each device denoises one of eight windows; what it found of the clip is added up."""
+
+    def denoiser(x, t, mask):
+        position = jnp.arange(x.shape[1], dtype=x.dtype).reshape(1, -1, 1, 1, 1)
+        return (x.mean(1, keepdims=True) * (1 + position) + t * x) * mask
+
+    def run(x, mask, sharding):
+        denoise = multidiffusion(denoiser, Windows((8, 2), weights="feathered"), sharding=sharding)
+        return denoise(x, jnp.float32(0.3), mask)
+
+    x, mask = np.random.default_rng(0).normal(size=(2, 1, 50, 4, 4, 3)).astype(np.float32)
+    mesh = make_mesh()
+    divided = jax.jit(functools.partial(run, sharding=batch_sharding(mesh)), out_shardings=replicated(mesh))
+    compiled = divided.lower(*place(mesh, (x, mask))).compile()
+    program = compiled.as_text()
+    assert re.search(r"f32\[(1,)?8,4,4,3\]", program)
+    assert len(re.findall(r"\ball-reduce(?:-start)?\(", program)) == 1
+    assert not re.findall(r"\b(?:all-gather|all-to-all|collective-permute|reduce-scatter)[\w-]*\(", program)
+    expected = jax.jit(functools.partial(run, sharding=None))(x, mask)
+    np.testing.assert_allclose(compiled(*place(mesh, (x, mask))), expected, atol=1e-5)
 
 
 def test_guidance_windows_and_noise_stay_on_their_clips_device():
