@@ -192,6 +192,7 @@ class Settings:
     threshold_maximum: float = 1.5  # of "dynamic": DeepFloyd IF's stage I; its stage II has 1
     spacing: str = "uniform"
     variance: str = "posterior"  # of ddpm's steps; the other samplers have no use for it
+    align_corners: bool = True  # of the enlarged low-resolution video, as in training
     window: int | None = None  # None: all frames in one pass, as the base model does
     overlap: int = 0
     weights: str = "uniform"
@@ -262,6 +263,7 @@ def sampling_settings(
         threshold_maximum=defaults.get("threshold_maximum", 1.0 if config.diffusion.low_res_factor else 1.5),
         spacing=defaults.get("spacing", "uniform"),
         variance=variance,
+        align_corners=config.diffusion.align_corners,
         **windows,
     )
 
@@ -344,7 +346,8 @@ def sample_program(
     level, x_T = None, noise(0)
     if low_res is not None:
         level = jnp.full(numbers.shape, noise_level)
-        low_res = jax.lax.with_sharding_constraint(low_resolution.upsample(low_res, *clip[1:]), sharding)
+        low_res = low_resolution.upsample(low_res, *clip[1:], align_corners=settings.align_corners)
+        low_res = jax.lax.with_sharding_constraint(low_res, sharding)
         low_res, x_T = low_resolution.augment(low_res, level, x_T, settings.schedule), noise(1)
     model = nnx.merge(graphdef, parameters)
     texts = tuple(model.embed_text(ids) for ids in tokens)
