@@ -77,8 +77,8 @@ def make_batches(
         num_threads: threads that decode ahead, at most two batches; as many again for batches of single frames.
         process_index: this host's number.
         process_count: number of hosts; each gets its contiguous part of the global batch, in order.
-        cache_bytes: memory for decoded clips (uint8, already at `size`, or `crop_from`). Clips are kept until it is full
-            and never dropped; those that do not fit are decoded each time. The batches are the same either way.
+        cache_bytes: memory for decoded clips (uint8, already at `size`, or `crop_from`). Clips are kept until it is
+            full and never dropped; those that do not fit are decoded each time. The batches are the same either way.
 
     Returns:
         Iterator of dicts: `video` float32 in [-1, 1] `[batch, frames, height, width, 3]`, `caption` list of
