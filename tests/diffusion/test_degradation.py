@@ -98,12 +98,12 @@ def shown(**fields):
     """What training shows the network of clips with hardly any noise, and the draws."""
     objective = train_step.Objective(CosineSchedule(), low_res_factor=2, max_noise_level=1e-6, **fields)
     batch = train_step.Batch(jnp.asarray(CLIPS), jnp.zeros((len(CLIPS), 2), jnp.int32))
-    keys = jax.random.split(jax.random.key(0))
+    key = jax.random.key(0)
 
     @jax.jit
     def record(batch):
         model = Recorder()
-        draws = train_step._draw(jnp.full(len(CLIPS), 0.5), *keys, batch.video, objective)
+        draws = train_step._draw(jnp.full(len(CLIPS), 0.5), key, key, batch.video, objective)
         train_step._loss(model, batch, draws, objective)
         return model.low_res, draws
 
