@@ -229,7 +229,6 @@ def test_backbone_that_is_inflated_itself(base, data_dir, tmp_path):
         ("diffusion.min_jpeg_quality", 101, "diffusion.min_jpeg_quality=101: give a whole number from 1"),
         ("diffusion.max_blur", 0.5, "diffusion.max_blur=0.5 and .* are for super-resolution, .*low_res_factor is 0"),
         ("clip.crop_from", 8, "clip.crop_from=8 is smaller than the crops, clip.size=16"),
-        ("clip.crop_from", 64, "32x32, smaller than the 64x64"),
         ("diffusion.prediction", "epsilon", "weighting=.truncated_snr., objective=.epsilon."),
         ("text.checkpoint", "t5", "text.tokenizer=''"),
         ("dataset.name", "imagenet", "dataset.name='imagenet'"),
