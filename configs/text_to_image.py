@@ -43,8 +43,9 @@ def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
     config.clip = {"frames": 1, "fps": 8.0, "size": 32, "crop_from": 0}
     config.dataset = {
         "name": "moving_shapes",  # or prepared, video_folder, tfds, mixture (docs/data.md)
-        # moving_shapes: one_object, demo (two at times), full; prepared: the output of prepare_data; video_folder: the
-        # folder of clips; tfds: ucf101, bair_robot_pushing_small@FPS, moving_mnist@FPS; mixture: NAME:PATH=WEIGHT,...
+        # moving_shapes: one_object, one_object_256, demo (two at times), full; prepared: the output of prepare_data;
+        # video_folder: the folder of clips; tfds: ucf101, bair_robot_pushing_small@FPS, moving_mnist@FPS; mixture:
+        # NAME:PATH=WEIGHT,...
         "path": "one_object",
         "data_dir": "",  # where prepared data sets are kept; default: TFDS's own, ~/tensorflow_datasets
         "captions": "",  # video_folder: a .csv or .jsonl with file and caption; default: .txt files beside the clips
