@@ -44,7 +44,7 @@ def test_upsample_without_aligned_corners_shifts_nothing():
     expected = Image.fromarray(video[0, 0, ..., 0]).resize((28, 20), Image.Resampling.BILINEAR)
     np.testing.assert_allclose(large[0, 0, ..., 0], expected, atol=1e-6)
     ramp = np.add.outer(np.arange(32.0), 3 * np.arange(24.0))[None, None, ..., None].astype(np.float32)
-    back = enlarge(downsample(ramp, 4), 32, 24)
+    back = enlarge(downsample(jnp.asarray(ramp), 4), 32, 24)
     np.testing.assert_allclose(back[:, :, 2:-2, 2:-2], ramp[:, :, 2:-2, 2:-2], atol=1e-4)
     crop = enlarge(video[:, :, 1:4, 2:6], 12, 16)
     np.testing.assert_allclose(crop[:, :, 2:-2, 2:-2], large[:, :, 6:14, 10:22], atol=1e-6)
