@@ -24,12 +24,17 @@ from configs import deepfloyd_if, ssr, stunet
 from lumiere_jax.abstract_model import abstract_model
 from lumiere_jax.abstract_program import cast, forward_flops, inputs, predict, step_flops
 from lumiere_jax.distributed import platform
+from lumiere_jax.distributed.model_flops import count_flops
 from lumiere_jax.models import parameter_partition
 from lumiere_jax.models.rematerialization import CHOICES, Rematerialization
+from lumiere_jax.models.stunet import deflate
 from lumiere_jax.models.text_to_video import TextToVideo
 
-VARIANTS = ("demo", "small", *(name for name in deepfloyd_if.STAGE_1 | deepfloyd_if.STAGE_2 if "tiny" not in name))
+_IMPORTED_SSR = tuple(name for name in deepfloyd_if.STAGE_2 if "tiny" not in name)
+_SSR = ("demo_4x", *_IMPORTED_SSR, *ssr.EFFICIENT)
+VARIANTS = ("demo", "small", *(name for name in deepfloyd_if.STAGE_1 if "tiny" not in name), *_SSR)
 _REMAT_VARIANTS = ("demo", "small", "if_m")
+_ENLARGED = 1024  # pixels: the paper's result
 _DOCUMENT = pathlib.Path(__file__).parent.parent / "docs" / "model_sizes.md"
 # What a rough sketch in another form of code had found, TFLOP: with temporal strides 2, 2, 2 and no attention at 64x64.
 _SKETCH = {"if_m": 54.5, "if_l": 150.9, "if_xl": 728.5}
@@ -51,7 +56,7 @@ class Size:
 
 def get_config(variant: str) -> ml_collections.ConfigDict:
     """The config of a variant of configs/stunet.py, or of configs/ssr.py."""
-    return (ssr if variant in deepfloyd_if.STAGE_2 else stunet).get_config(variant)
+    return (ssr if variant in _SSR else stunet).get_config(variant)
 
 
 def measure(variant: str) -> Size:
@@ -89,6 +94,24 @@ def measure_remat(variant: str) -> list[tuple[int, float]]:
         step = step_flops(config, parameter_partition.split(model))
         found.append((activation_bytes(config, model), step))
     return found
+
+
+def measure_enlarged(variant: str) -> tuple[float, float, float, float]:
+    """FLOPs of one forward pass for one frame of `_ENLARGED` pixels: what the columns of `enlarged_table` say."""
+    config = with_remat(get_config(variant), {})
+    config.clip.size = _ENLARGED
+    frames, resizes = config.clip.frames, len(config.temporal.strides)
+    image = abstract_model(config)
+    image.unet = deflate(image.unet)
+    graphdef, parameters = nnx.split(image)
+    parameters = cast(nnx.to_pure_dict(parameters), config)
+    clips = (
+        count_flops(functools.partial(predict, graphdef), {}, parameters, *inputs(config)),
+        forward_flops(changed(config, temporal={"strides": (1,) * resizes})),
+        forward_flops(config),
+        forward_flops(changed(config, temporal={"spatial_kernel": 1})),
+    )
+    return tuple(flops / frames for flops in clips)
 
 
 def changed(
@@ -140,6 +163,13 @@ def size_table(sizes: Sequence[Size]) -> str:
     return _table(columns, map(_size_row, sizes))
 
 
+def enlarged_table(measured: dict[str, tuple[float, float, float, float]]) -> str:
+    """One row a variant, of what `measure_enlarged` found."""
+    columns = ("variant", "image model, TFLOP a frame", "inflated, strides 1", "inflated", "and `spatial_kernel` 1")
+    rows = (f"| `ssr.py:{variant}` | {' | '.join(map(_tera, flops))} |" for variant, flops in measured.items())
+    return _table(columns, rows)
+
+
 def sketch_table(sizes: Sequence[Size]) -> str:
     """The variants that the sketch had, brought step by step to its form."""
     columns = ("variant", "forward, TFLOP", "without attention at 64×64", "and with strides 2, 2, 2", "the sketch")
@@ -171,7 +201,7 @@ def _table(columns: Sequence[str], rows: Iterable[str]) -> str:
 
 
 def _size_row(size: Size) -> str:
-    file = "ssr.py" if size.variant in deepfloyd_if.STAGE_2 else "stunet.py"
+    file = "ssr.py" if size.variant in _SSR else "stunet.py"
     return (
         f"| `{file}:{size.variant}` | {size.clip} | {size.spatial:,} | {size.temporal:,} | {_tera(size.forward)} "
         f"| {_tera(size.step)} | {size.step / size.forward:.2f} | {size.full_step / size.forward:.2f} "
@@ -201,6 +231,7 @@ def main(_argv: list[str]) -> None:
     sizes = [measure(variant) for variant in tqdm.tqdm(VARIANTS, unit="variant")]
     tables = {"sizes": size_table(sizes), "sketch": sketch_table(sizes)}
     forward = {size.variant: size.forward for size in sizes}
+    tables["enlarged"] = enlarged_table({variant: measure_enlarged(variant) for variant in tqdm.tqdm(_SSR)})
     tables["remat"] = remat_table(forward, {variant: measure_remat(variant) for variant in _REMAT_VARIANTS})
     print("\n\n".join(tables.values()))
     _DOCUMENT.write_text(with_tables(_DOCUMENT.read_text(), tables))

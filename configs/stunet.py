@@ -45,7 +45,7 @@ def inflated(image: ml_collections.ConfigDict, variant: str) -> ml_collections.C
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.compute_dtype = "float32"
-    config.clip = {"frames": 16, "fps": 8.0, "size": 32}
+    config.clip = {"frames": 16, "fps": 8.0, "size": 32, "crop_from": 0}
     config.dataset = image.dataset  # one object: both stages see the same data
     config.text = {
         "dropout": 0.1,
@@ -80,7 +80,7 @@ def inflated(image: ml_collections.ConfigDict, variant: str) -> ml_collections.C
     config.fsdp = False
     if variant == "small":
         config.compute_dtype = image.compute_dtype
-        config.clip = {"frames": 80, "fps": 16.0, "size": 128}
+        config.clip.update({"frames": 80, "fps": 16.0, "size": 128})
         config.temporal.update({"norm_groups": 16, "attention_head_dim": 64})
         config.training.update({"steps": 100_000, "batch_size": 8, "learning_rate": 1e-4, "log_every": 50})
         config.training.update({"checkpoint_every": 1000, "validate_every": 1000, "preview_every": 5000})
@@ -97,14 +97,14 @@ def inflated(image: ml_collections.ConfigDict, variant: str) -> ml_collections.C
         config.training.update({"validation_clips": 2, "preview_every": 4, "log_every": 1})
     if image.pretrained:
         config.compute_dtype = image.compute_dtype
-        config.clip = {"frames": 80, "fps": 16.0, "size": 128}
+        config.clip.update({"frames": 80, "fps": 16.0, "size": 128})
         config.temporal.update({"norm_groups": 32, "attention_head_dim": 64})
         config.fsdp = variant not in deepfloyd_if.TINY
         config.remat.update({"block": "products", "attention": "frame_by_frame"})  # docs/model_sizes.md: what fits
         config.training = image.training  # as it is: nothing trains the image model
         if variant in deepfloyd_if.TINY:
             config.remat.block = "none"
-            config.clip = {"frames": 8, "fps": 8.0, "size": 16}
+            config.clip.update({"frames": 8, "fps": 8.0, "size": 16})
             config.temporal.update({"strides": (2,), "norm_groups": 4, "attention_head_dim": 8, "attention_layers": 1})
         image.clip.update({"fps": config.clip.fps, "size": config.clip.size})
     return config

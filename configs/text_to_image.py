@@ -39,11 +39,13 @@ def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
     config.seed = 0
     config.compute_dtype = "float32"
     config.pretrained = ""  # else the model that is imported in place of this one (configs/deepfloyd_if.py)
-    config.clip = {"frames": 1, "fps": 8.0, "size": 32}
+    # Pixels; crop_from > 0: random crops of `size` out of frames that are scaled to so many pixels. 0: whole frames.
+    config.clip = {"frames": 1, "fps": 8.0, "size": 32, "crop_from": 0}
     config.dataset = {
         "name": "moving_shapes",  # or prepared, video_folder, tfds, mixture (docs/data.md)
-        # moving_shapes: one_object, demo (two at times), full; prepared: the output of prepare_data; video_folder: the
-        # folder of clips; tfds: ucf101, bair_robot_pushing_small@FPS, moving_mnist@FPS; mixture: NAME:PATH=WEIGHT,...
+        # moving_shapes: one_object, one_object_256, demo (two at times), full; prepared: the output of prepare_data;
+        # video_folder: the folder of clips; tfds: ucf101, bair_robot_pushing_small@FPS, moving_mnist@FPS; mixture:
+        # NAME:PATH=WEIGHT,...
         "path": "one_object",
         "data_dir": "",  # where prepared data sets are kept; default: TFDS's own, ~/tensorflow_datasets
         "captions": "",  # video_folder: a .csv or .jsonl with file and caption; default: .txt files beside the clips
@@ -103,7 +105,13 @@ def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
         # learning rate 3e-3, 0.025 with uniform (and gradients clipped at 0.1, so not by the weighting alone).
         "weighting": "truncated_snr",
         "low_res_factor": 0,  # > 0: super-resolution by this factor
-        "max_noise_level": 0.3,
+        # What the low-resolution video suffers in training, drawn for each clip from nothing up to this, in this order:
+        "max_blur": 0.0,  # standard deviation of a Gaussian, in pixels of the low-resolution video
+        "min_jpeg_quality": 0,  # from 1 (worst) to 100; 0: no compression
+        "max_noise_level": 0.3,  # a diffusion time, which the network is told
+        # How it is enlarged: True is DeepFloyd IF's convention. False shifts nothing: needed for crops, which would
+        # otherwise be shifted more than frames are (lumiere_jax/diffusion/low_resolution.py).
+        "align_corners": True,
     }
     config.training = {
         "steps": 2000,

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import importlib.metadata
+import math
 import pathlib
 import platform
 import subprocess
@@ -66,14 +67,10 @@ def check_config(config: ml_collections.ConfigDict) -> None:
             raise ValueError(f"clip.{field}={config.clip[field]} must be positive")
     _check_data_fields(config)
     Rematerialization(**config.remat)  # raises for a policy that there is not
-    factor = config.diffusion.low_res_factor
-    if factor and config.clip.size % factor:
-        raise ValueError(f"diffusion.low_res_factor={factor} does not divide clip.size={config.clip.size}")
-    if factor < 0:
-        raise ValueError(f"diffusion.low_res_factor={factor} must not be negative")
+    _check_low_resolution(config)
     objective = make_objective(config)
     loss_weight(jnp.zeros(()), objective.prediction, objective.weighting)  # raises if they do not go together
-    if factor:
+    if objective.low_res_factor:
         low_resolution.check_level("diffusion.max_noise_level", config.diffusion.max_noise_level, objective.schedule)
     if "temporal" in config and config.image_model.pretrained and not config.init_from:
         raise ValueError(
@@ -89,7 +86,32 @@ def check_config(config: ml_collections.ConfigDict) -> None:
         )
 
 
+def _check_low_resolution(config: ml_collections.ConfigDict) -> None:
+    fields = config.diffusion
+    factor, blur, quality = fields.low_res_factor, fields.max_blur, fields.min_jpeg_quality
+    if factor < 0:
+        raise ValueError(f"diffusion.low_res_factor={factor} must not be negative")
+    if factor and config.clip.size % factor:
+        raise ValueError(f"diffusion.low_res_factor={factor} does not divide clip.size={config.clip.size}")
+    if not 0 <= blur < math.inf:
+        raise ValueError(f"diffusion.max_blur={blur}: give a standard deviation in pixels of the small video, or 0")
+    if quality not in range(101):
+        raise ValueError(
+            f"diffusion.min_jpeg_quality={quality}: give a whole number from 1 (worst) to 100, or 0 for no compression"
+        )
+    if not factor and (blur or quality):
+        raise ValueError(
+            f"diffusion.max_blur={blur} and diffusion.min_jpeg_quality={quality} are for super-resolution, and "
+            "diffusion.low_res_factor is 0: set them to 0"
+        )
+
+
 def _check_data_fields(config: ml_collections.ConfigDict) -> None:
+    if config.clip.crop_from and not config.clip.crop_from >= config.clip.size:
+        raise ValueError(
+            f"clip.crop_from={config.clip.crop_from} is smaller than the crops, clip.size={config.clip.size}: give the "
+            "size of the frames that they are taken of, or 0 for no crops"
+        )
     for name, value in (
         ("text.dropout", config.text.dropout),
         ("dataset.flip_probability", config.dataset.flip_probability),
@@ -305,6 +327,9 @@ def make_objective(config: ml_collections.ConfigDict) -> Objective:
         weighting=fields.weighting,
         low_res_factor=fields.low_res_factor or None,
         max_noise_level=fields.max_noise_level,
+        max_blur=fields.max_blur,
+        min_jpeg_quality=fields.min_jpeg_quality,
+        align_corners=fields.align_corners,
     )
 
 
@@ -417,6 +442,7 @@ def batches_of(
         frames=config.clip.frames,
         fps=config.clip.fps,
         size=config.clip.size,
+        crop_from=config.clip.crop_from,
         seed=config.seed,
         encode_caption=encode_caption,
         num_threads=config.dataset.threads,

@@ -13,8 +13,8 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from lumiere_jax.diffusion import degradation, low_resolution
 from lumiere_jax.diffusion import loss as diffusion_loss
-from lumiere_jax.diffusion import low_resolution
 from lumiere_jax.diffusion.noise_schedule import NoiseSchedule
 from lumiere_jax.models.stunet import deflate
 from lumiere_jax.train_guards import ONLY_FINITE, Guards, Health, judge, new_health
@@ -46,7 +46,11 @@ class Objective:
     prediction: str = "v"  # epsilon, x0 or v
     weighting: str = "uniform"
     low_res_factor: int | None = None  # super-resolution: how many times smaller the given video is
-    max_noise_level: float = 0.3  # super-resolution: largest augmentation of the low-resolution video, as a time
+    # Super-resolution: how the low-resolution video is made worse and enlarged.
+    max_noise_level: float = 0.3  # largest augmentation, as a time
+    max_blur: float = 0.0  # largest standard deviation, in its pixels; 0: no blur
+    min_jpeg_quality: int = 0  # of 1 to 100; 0: no compression
+    align_corners: bool = True  # how `low_resolution.upsample` enlarges it
 
 
 class Draws(NamedTuple):
@@ -60,6 +64,9 @@ class Draws(NamedTuple):
     # Super-resolution: the augmentation of the low-resolution video, as a time, and its noise.
     low_res_level: Float[Array, " batch"] | None = None
     low_res_noise: Float[Array, "batch frames height width 3"] | None = None
+    # ... and, where the objective asks for them, the standard deviation of its blur and the quality of its compression.
+    blur: Float[Array, " batch"] | None = None
+    jpeg_quality: Int[Array, " batch"] | None = None
 
 
 def create_state(parameters: dict, optimizer: optax.GradientTransformation, averages: int = 1) -> TrainState:
@@ -188,12 +195,19 @@ def _draw(times: Array, noise_key: Array, low_res_key: Array, video: Array, obje
     draws = Draws(times, jax.random.normal(noise_key, video.shape, jnp.promote_types(video.dtype, jnp.float32)))
     if objective.low_res_factor is None:
         return draws
-    level_key, noise_key = jax.random.split(low_res_key)
-    return draws._replace(
+    clips, is_degraded = video.shape[:1], objective.max_blur or objective.min_jpeg_quality
+    level_key, noise_key, *degradation_keys = jax.random.split(low_res_key, 4 if is_degraded else 2)
+    draws = draws._replace(
         # Never 0: a discrete schedule has no level there.
-        low_res_level=objective.max_noise_level * (1.0 - jax.random.uniform(level_key, video.shape[:1])),
+        low_res_level=objective.max_noise_level * (1.0 - jax.random.uniform(level_key, clips)),
         low_res_noise=jax.random.normal(noise_key, video.shape),
     )
+    if objective.max_blur:
+        draws = draws._replace(blur=objective.max_blur * jax.random.uniform(degradation_keys[0], clips))
+    if objective.min_jpeg_quality:
+        quality = jax.random.randint(degradation_keys[1], clips, objective.min_jpeg_quality, 101)
+        draws = draws._replace(jpeg_quality=quality)
+    return draws
 
 
 def _loss(model: Any, batch: Batch, draws: Draws, objective: Objective) -> Float[Array, ""]:
@@ -201,9 +215,7 @@ def _loss(model: Any, batch: Batch, draws: Draws, objective: Objective) -> Float
     text = model.embed_text(batch.text)
     low_res = noise_level = None
     if objective.low_res_factor is not None:
-        small = low_resolution.downsample(batch.video, objective.low_res_factor)
-        full_size = low_resolution.upsample(small, *batch.video.shape[2:4])
-        low_res = low_resolution.augment(full_size, draws.low_res_level, draws.low_res_noise, objective.schedule)
+        low_res = _low_resolution(batch.video, draws, objective)
         noise_level = objective.schedule.network_time(draws.low_res_level)
 
     def denoiser(x_t: Array, t: Array) -> Array:
@@ -218,3 +230,14 @@ def _loss(model: Any, batch: Batch, draws: Draws, objective: Objective) -> Float
         objective=objective.prediction,
         weighting=objective.weighting,
     )[0]
+
+
+def _low_resolution(video: Array, draws: Draws, objective: Objective) -> Array:
+    """What the network is shown of a clip for super-resolution: made small, made worse, and enlarged again."""
+    small = low_resolution.downsample(video, objective.low_res_factor)
+    if draws.blur is not None:
+        small = degradation.blur(small, draws.blur)
+    if draws.jpeg_quality is not None:
+        small = degradation.jpeg(small, draws.jpeg_quality)
+    full_size = low_resolution.upsample(small, *video.shape[2:4], align_corners=objective.align_corners)
+    return low_resolution.augment(full_size, draws.low_res_level, draws.low_res_noise, objective.schedule)

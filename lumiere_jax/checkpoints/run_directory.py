@@ -213,10 +213,13 @@ def config_from_json(fields: dict[str, Any]) -> ml_collections.ConfigDict:
 
     Before there was `text.padding_sees_tokens`, and with it embeddings ahead of time, all text was encoded as T5X does.
     Before there were flips and batches of single frames, a run had none. Exported layers have no `dataset`. Before
-    there was `remat`, every activation was kept.
+    there was `remat`, every activation was kept. Before there were crops and degraded low-resolution videos, a run had
+    none, and low-resolution videos were enlarged with aligned corners.
     """
     before = {
+        "clip": {"crop_from": 0},
         "dataset": {"flip_probability": 0.0},
+        "diffusion": {"max_blur": 0.0, "min_jpeg_quality": 0, "align_corners": True},
         "training": {"image_share": 0.0, "image_batch_size": 0},
         "text": {"padding_sees_tokens": False},
     }

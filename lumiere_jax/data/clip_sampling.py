@@ -97,6 +97,22 @@ def random_crop_resize(
     return _crop_resize(frames, size, tuple(rng.uniform(size=2)), name)
 
 
+def random_crop(
+    frames: UInt8[np.ndarray, "frames height width 3"], size: int | tuple[int, int], rng: np.random.Generator
+) -> UInt8[np.ndarray, "frames new_height new_width 3"]:
+    """A part of the frames as it is, at a random place, the same in all of them.
+
+    Args:
+        frames: RGB, at least as large as the part.
+        size: side of a square, or (height, width).
+        rng: draws the place, each as likely as any other.
+    """
+    new_height, new_width = (size, size) if isinstance(size, int) else size
+    height, width = frames.shape[1:3]
+    top, left = rng.integers((height - new_height, width - new_width), endpoint=True)
+    return frames[:, top : top + new_height, left : left + new_width]
+
+
 def _crop_resize(
     frames: np.ndarray, size: int | tuple[int, int], position: tuple[float, float], name: str
 ) -> np.ndarray:

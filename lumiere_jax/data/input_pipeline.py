@@ -17,6 +17,7 @@ import grain
 import numpy as np
 
 from lumiere_jax.data.clip_loader import ClipLoader, Record, as_text
+from lumiere_jax.data.clip_sampling import random_crop
 from lumiere_jax.data.horizontal_flip import may_flip
 from lumiere_jax.data.mixture import Mixture
 from lumiere_jax.data.video_io import to_float
@@ -36,6 +37,7 @@ def make_batches(
     frames: int,
     fps: float | int,
     size: int | tuple[int, int],
+    crop_from: int = 0,
     seed: int,
     start_step: int = 0,
     shuffle: bool = True,
@@ -62,7 +64,9 @@ def make_batches(
         fps: frames per second of the clips; without meaning for images.
         size: side of the square frames, or (height, width); larger stored frames are cropped at the center and
             scaled down, see `center_crop_resize`.
-        seed: of the order, the positions, the dropped captions and the flips; 0 to 2^32 - 1.
+        crop_from: if not 0, frames are brought to squares of this size, and a clip is a random part of `size` out of
+            them, the same part in all of its frames.
+        seed: of the order, the positions, the dropped captions, the flips and the crops; 0 to 2^32 - 1.
         start_step: first step.
         shuffle: False keeps the order of the source, epoch after epoch.
         caption_dropout: probability that a caption becomes `""`, for classifier-free guidance.
@@ -73,8 +77,8 @@ def make_batches(
         num_threads: threads that decode ahead, at most two batches; as many again for batches of single frames.
         process_index: this host's number.
         process_count: number of hosts; each gets its contiguous part of the global batch, in order.
-        cache_bytes: memory for decoded clips (uint8, already at `size`). Clips are kept until it is full and
-            never dropped; those that do not fit are decoded each time. The batches are the same either way.
+        cache_bytes: memory for decoded clips (uint8, already at `size`, or `crop_from`). Clips are kept until it is
+            full and never dropped; those that do not fit are decoded each time. The batches are the same either way.
 
     Returns:
         Iterator of dicts: `video` float32 in [-1, 1] `[batch, frames, height, width, 3]`, `caption` list of
@@ -82,8 +86,8 @@ def make_batches(
 
     Raises:
         ValueError: arguments out of range, an empty source, or a first record that lacks a field.
-        VideoError: a clip that is undecodable, too short or smaller than `size`. The first records' are found
-            here, others when their batch is asked for.
+        VideoError: a clip that is undecodable, too short or smaller than `size`, or `crop_from`. The first records' are
+            found here, others when their batch is asked for.
     """
     sources = source.sources if isinstance(source, Mixture) else (source,)
     weights = source.weights if isinstance(source, Mixture) else (1,)
@@ -91,7 +95,8 @@ def make_batches(
         _check_records(records)
     _check_arguments(start_step, caption_dropout, flip_probability, image_share, num_threads)
     _check_hosts("batch_size", batch_size, process_index, process_count)
-    loader = ClipLoader(fps, size, cache_bytes)
+    _check_crop(crop_from, size)
+    loader = ClipLoader(fps, crop_from or size, cache_bytes)
 
     def stream(frames: int, batch_size: int, first_batch: int, number: int) -> Iterator[dict[str, Any]]:
         """Batches of one length of clip, from the one that has the number `first_batch` among them."""
@@ -105,6 +110,8 @@ def make_batches(
             # A dropped caption forbids too: the picture with its writing is the same.
             if flip_probability and rng.random() < flip_probability and may_flip(caption):
                 video = video[:, :, ::-1]
+            if crop_from:  # drawn last: what else is drawn of a clip does not depend on it
+                video = random_crop(video, size, rng)
             return {"video": video, "caption": "" if drop else caption}
 
         for part, records in enumerate(sources):  # bad settings fail here, not in a thread
@@ -203,6 +210,12 @@ def _check_arguments(
         raise ValueError(f"image_share must be at least 0 and below 1, got {image_share}; images alone are frames=1")
     if start_step < 0 or num_threads < 1:
         raise ValueError(f"needs start_step >= 0, num_threads >= 1; got {start_step}, {num_threads}")
+
+
+def _check_crop(crop_from: int, size: int | tuple[int, int]) -> None:
+    largest = size if isinstance(size, int) else max(size)
+    if crop_from and not crop_from >= largest:
+        raise ValueError(f"crop_from={crop_from} is smaller than the crops, size={size}: no crops are crop_from=0")
 
 
 def _check_hosts(name: str, batch_size: int, process_index: int, process_count: int) -> None:

@@ -101,6 +101,17 @@ class MovingShapesConfig(tfds.core.BuilderConfig):
 BUILDER_CONFIGS = {
     "demo": MovingShapesConfig(name="demo"),
     "one_object": MovingShapesConfig(name="one_object", two_object_probability=0.0),
+    # For super-resolution; few enough that the decoded frames of all clips fit into `dataset.cache_bytes`.
+    "one_object_256": MovingShapesConfig(
+        name="one_object_256",
+        size=256,
+        frames=16,
+        fps=8,
+        train=200,
+        validation=32,
+        held_out=0,
+        two_object_probability=0,
+    ),
     "tiny": MovingShapesConfig(name="tiny", size=32, frames=16, train=16, validation=8, held_out=8),
     # To be learned by heart (docs/overfit.md). Few frames a second, so that 8 of them show a whole motion.
     "eight_clips": MovingShapesConfig(

@@ -30,10 +30,22 @@ def downsample(
 
 
 def upsample(
-    video: Float[Array, "batch frames height width channels"], height: int, width: int
+    video: Float[Array, "batch frames height width channels"], height: int, width: int, *, align_corners: bool = True
 ) -> Float[Array, "batch frames {height} {width} channels"]:
-    """Bilinear interpolation with aligned corners, DeepFloyd IF's convention: corner pixels keep their values."""
-    rows, columns = _bilinear_weights(video.shape[2], height), _bilinear_weights(video.shape[3], width)
+    """Bilinear interpolation.
+
+    Args:
+      video: to be enlarged.
+      height, width: of the result.
+      align_corners: DeepFloyd IF's convention: corner pixels keep their values, so that the picture is shifted against
+        the one that `downsample` took it from, by (factor - 1) / 2 pixels outwards at the edges and not at all in the
+        middle. Otherwise pixel areas are aligned, as blocks are: nothing is shifted, and a crop (`clip.crop_from`) is
+        enlarged like the frame that it is of. Past the middle of the outermost pixels their values are repeated.
+    """
+    rows, columns = (
+        _bilinear_weights(size, new_size, align_corners)
+        for size, new_size in ((video.shape[2], height), (video.shape[3], width))
+    )
     return jnp.einsum("Hh,bfhwc,Ww->bfHWc", rows.astype(video.dtype), video, columns.astype(video.dtype))
 
 
@@ -42,10 +54,12 @@ def upsample_part(
     size: tuple[int, int],
     corner: tuple[Array, Array],
     part: tuple[int, int],
+    *,
+    align_corners: bool = True,
 ) -> Float[Array, "frames height width channels"]:
     """A part of `upsample` to `size`, of (height, width) `part`, whose upper left pixel is `corner`."""
     rows, columns = (
-        jax.lax.dynamic_slice_in_dim(jnp.asarray(_bilinear_weights(*sizes), video.dtype), start, length)
+        jax.lax.dynamic_slice_in_dim(jnp.asarray(_bilinear_weights(*sizes, align_corners), video.dtype), start, length)
         for sizes, start, length in zip(zip(video.shape[1:3], size, strict=True), corner, part, strict=True)
     )
     return jnp.einsum("Hh,fhwc,Ww->fHWc", rows, video, columns)
@@ -62,9 +76,12 @@ def check_level(field: str, level: float | int, schedule: NoiseSchedule) -> None
         )
 
 
-def _bilinear_weights(size: int, new_size: int) -> np.ndarray:
-    """`[new_size, size]`: row i interpolates the inputs around i (size - 1) / (new_size - 1)."""
-    position = np.linspace(0.0, size - 1, new_size)
+def _bilinear_weights(size: int, new_size: int, align_corners: bool) -> np.ndarray:
+    """`[new_size, size]`: row i interpolates the inputs around its position among them."""
+    if align_corners:
+        position = np.linspace(0.0, size - 1, new_size)
+    else:
+        position = np.clip((np.arange(new_size) + 0.5) * size / new_size - 0.5, 0, size - 1)
     return np.maximum(0.0, 1.0 - np.abs(position[:, None] - np.arange(size)))
 
 

@@ -40,6 +40,8 @@ class UNet2DConfig:
     out_channels: int = 3  # twice the image channels where the variance is learned (DeepFloyd IF: 6)
     block_out_channels: tuple[int, ...] = (16, 32, 64)
     cross_attention: tuple[bool, ...] = (False, True, True)  # SimpleCrossAttn* blocks, else Resnet* blocks
+    # On the way down; one more on the way up. An Efficient U-Net (Saharia et al. 2022, "Photorealistic text-to-image
+    # diffusion models", appendix B) has 0 at the finest level, where a layer costs most, and most at the coarsest.
     layers_per_block: tuple[int, ...] = (1, 1, 1)
     attention_head_dim: int = 16  # the width of a head
     norm_num_groups: int = 8
@@ -64,6 +66,13 @@ class UNet2DConfig:
                 raise ValueError(
                     f"{field}={getattr(self, field)} has {len(getattr(self, field))} entries, but block_out_channels="
                     f"{self.block_out_channels} has {levels} levels: give one entry a level"
+                )
+        widths = (self.block_out_channels[0], *self.block_out_channels)
+        for level, (layers, before, width) in enumerate(zip(self.layers_per_block, widths, widths[1:], strict=False)):
+            if layers < 0 or (layers == 0 and width != before):
+                raise ValueError(
+                    f"layers_per_block={self.layers_per_block}: {layers} at level {level}, where block_out_channels="
+                    f"{self.block_out_channels} go from {before} to {width}: only a layer changes the width, give 1"
                 )
 
     @property

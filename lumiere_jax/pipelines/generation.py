@@ -33,6 +33,7 @@ class Settings:
     threshold_maximum: float = 1.5  # of "dynamic": DeepFloyd IF's stage I; its stage II has 1
     spacing: str = "uniform"
     variance: str = "posterior"  # of ddpm's steps; the other samplers have no use for it
+    align_corners: bool = True  # of the enlarged low-resolution video, as in training
     guidance_interval: tuple[float, float] = (0.0, 1.0)  # the diffusion times at which clips are guided
     windows: Windows | None = None  # None: all frames in one pass, as the base model makes them
     window_batch: int | None = None  # of each clip; None: all at once, or as many as are worth it
@@ -134,6 +135,7 @@ def sampling_settings(
         threshold_maximum=defaults.get("threshold_maximum", 1.0 if config.diffusion.low_res_factor else 1.5),
         spacing=defaults.get("spacing", "uniform"),
         variance=variance,
+        align_corners=config.diffusion.align_corners,
         guidance_interval=interval if guidance_interval is None else guidance_interval,
         windows=windows,
         window_batch=fields.get("window_batch", 0) or None,

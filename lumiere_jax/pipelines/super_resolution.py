@@ -422,7 +422,7 @@ def denoise_windows(
     def conditioning(small: Array, number: Array, corner: Array) -> Array:
         """The low-resolution clip as a window sees it, enlarged and noised."""
         first, top, left = corner
-        large = low_resolution.upsample_part(small, size, (top, left), shape[1:])
+        large = low_resolution.upsample_part(small, size, (top, left), shape[1:], align_corners=settings.align_corners)
         rows = noise_of_rows(
             clip_key(key, _LOW_RES, number), first + jnp.arange(shape[0]), top + jnp.arange(shape[1]), size[1]
         )

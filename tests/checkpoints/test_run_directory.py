@@ -44,6 +44,14 @@ def test_older_runs_go_on_without_flips_and_single_frames(tmp_path, module):
 
 
 @pytest.mark.parametrize("module", [text_to_image, stunet])
+def test_older_runs_go_on_without_crops_and_degraded_inputs(tmp_path, module):
+    config, older = module.get_config("test"), module.get_config("test")
+    del older.clip.crop_from, older.diffusion.max_blur, older.diffusion.min_jpeg_quality, older.diffusion.align_corners
+    RunDirectory(tmp_path).write_config(older, {})
+    check_same_run(RunDirectory(tmp_path).read_config(), config, {}, {})
+
+
+@pytest.mark.parametrize("module", [text_to_image, stunet])
 def test_runs_go_on_under_another_remat_and_older_ones_kept_everything(tmp_path, module):
     config, older = module.get_config("test"), module.get_config("test")
     del older.remat

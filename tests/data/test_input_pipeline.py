@@ -102,6 +102,7 @@ def test_positions_differ_between_epochs(source):
 
 # Everything that draws or counts, at once.
 EVERYTHING = {"caption_dropout": 0.3, "flip_probability": 0.5, "image_share": 0.4, "image_batch_size": 8}
+EVERYTHING |= {"size": 8, "crop_from": 16}
 
 
 @pytest.mark.parametrize("settings", [{"caption_dropout": 0.3}, EVERYTHING])
@@ -118,6 +119,9 @@ def test_threads_and_cache_change_nothing(source):
     expected = [digest(batch) for batch in take(8, source, caption_dropout=0.3)]
     for settings in [{"num_threads": 1}, {"num_threads": 4}, {"cache_bytes": 10**8}]:
         assert [digest(batch) for batch in take(8, source, caption_dropout=0.3, **settings)] == expected
+    crops = {"size": 8, "crop_from": 16}
+    expected = [digest(batch) for batch in take(8, source, **crops)]
+    assert [digest(batch) for batch in take(8, source, cache_bytes=10**8, **crops)] == expected
 
 
 @pytest.mark.parametrize("hosts", [2, 4])
@@ -188,6 +192,27 @@ def test_flips_leave_clips_whose_caption_names_a_side(source):
     assert [digest(batch) for batch in take(3, source)] != [
         digest(batch) for batch in take(3, source, flip_probability=1.0)
     ]
+
+
+@pytest.mark.parametrize(("size", "crop_from"), [(4, 8), ((3, 7), 8), (8, 8)])
+def test_crops_are_parts_of_frames_at_random_places(source, size, crop_from):
+    """The same place in all frames of a clip, every place at times; captions and frames are those without a crop."""
+    whole = take(40, source, size=crop_from, caption_dropout=0.3)
+    places = set()
+    for batch, expected in zip(
+        take(40, source, size=size, crop_from=crop_from, caption_dropout=0.3), whole, strict=True
+    ):
+        assert batch["caption"] == expected["caption"]
+        for video, frames in zip(batch["video"], expected["video"], strict=True):
+            height, width = video.shape[1:3]
+            windows = np.lib.stride_tricks.sliding_window_view(frames, (height, width), axis=(1, 2))
+            found = (np.moveaxis(windows, (3, -2, -1), (-1, -3, -2)) == video[:, None, None]).all((0, 3, 4, 5))
+            assert found.any()
+            places.add(tuple(np.argwhere(found)[0]))
+    height, width = (size, size) if isinstance(size, int) else size
+    assert (height, width) == video.shape[1:3]
+    # 160 draws of up to 25 places
+    assert places == {(top, left) for top in range(crop_from - height + 1) for left in range(crop_from - width + 1)}
 
 
 def test_batches_of_single_frames_are_evenly_spread_and_come_first(source):
@@ -312,6 +337,8 @@ def test_size_is_the_area_average_of_the_center(source):
         ({"start_step": -1}, ValueError, "start_step >= 0"),
         ({"num_threads": 0}, ValueError, "num_threads >= 1"),
         ({"size": 32}, video_io.VideoError, "16x16, smaller than the 32x32"),
+        ({"crop_from": 32}, video_io.VideoError, "16x16, smaller than the 32x32"),
+        ({"crop_from": 12}, ValueError, "crop_from=12 is smaller than the crops, size=16"),
         ({"frames": 8}, video_io.VideoError, r"record 0: too short, .* 1\.375 s .* 1\.750 s"),
         ({"frames": 0}, ValueError, "frames >= 1"),
     ],

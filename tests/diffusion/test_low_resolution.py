@@ -1,12 +1,15 @@
 """What super-resolution is conditioned on; DeepFloyd IF's conventions against diffusers where it is at hand."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from lumiere_jax import train_step
-from lumiere_jax.diffusion.low_resolution import augment, check_level, downsample, upsample
+from lumiere_jax.diffusion.low_resolution import augment, check_level, downsample, upsample, upsample_part
 from lumiere_jax.diffusion.noise_schedule import CosineSchedule, DiscreteCosineSchedule
 
 
@@ -31,6 +34,20 @@ def test_upsample_aligns_the_corners():
     large = jax.jit(upsample, static_argnums=(1, 2))(spike, 5, 5)
     tent = [0, 0.5, 1, 0.5, 0]
     np.testing.assert_allclose(large[0, 0, ..., 0], np.outer(tent, tent), atol=1e-7)
+
+
+def test_upsample_without_aligned_corners_shifts_nothing():
+    """Against Pillow; the means of blocks of a ramp come back in their places, and a crop as its frame does."""
+    video = np.random.default_rng(2).normal(size=(1, 1, 5, 7, 1)).astype(np.float32)
+    enlarge = jax.jit(functools.partial(upsample, align_corners=False), static_argnums=(1, 2))
+    large = enlarge(video, 20, 28)
+    expected = Image.fromarray(video[0, 0, ..., 0]).resize((28, 20), Image.Resampling.BILINEAR)
+    np.testing.assert_allclose(large[0, 0, ..., 0], expected, atol=1e-6)
+    ramp = np.add.outer(np.arange(32.0), 3 * np.arange(24.0))[None, None, ..., None].astype(np.float32)
+    back = enlarge(downsample(jnp.asarray(ramp), 4), 32, 24)
+    np.testing.assert_allclose(back[:, :, 2:-2, 2:-2], ramp[:, :, 2:-2, 2:-2], atol=1e-4)
+    crop = enlarge(video[:, :, 1:4, 2:6], 12, 16)
+    np.testing.assert_allclose(crop[:, :, 2:-2, 2:-2], large[:, :, 6:14, 10:22], atol=1e-6)
 
 
 def test_against_diffusers(fixtures):
@@ -103,3 +120,13 @@ def test_levels_out_of_range():
         ValueError, match=r"noise_level=0.0: level i of .* \(i \+ 1\) / 1000; give a time from 0.001 to 1"
     ):
         check_level("sampling.noise_level", 0.0, DiscreteCosineSchedule())
+
+
+@pytest.mark.parametrize("align_corners", [True, False])
+def test_a_part_of_the_enlarged_video_is_enlarged_alone(align_corners):
+    video = jnp.asarray(np.random.default_rng(0).normal(size=(1, 2, 5, 6, 3)), jnp.float32)
+    whole = upsample(video, 20, 24, align_corners=align_corners)
+    part = jax.jit(
+        lambda top, left: upsample_part(video[0], (20, 24), (top, left), (7, 9), align_corners=align_corners)
+    )(11, 15)
+    np.testing.assert_allclose(part, whole[0, :, 11:18, 15:24], atol=1e-6)

@@ -22,6 +22,7 @@ SAME_TOPOLOGY = {
     "small": (),
     "if_m": ("if_l", "if_xl"),
     "ssr demo": (),
+    "ssr demo_4x": (),
     "if_ii_m": ("if_ii_l",),
 }
 
@@ -124,7 +125,10 @@ def traced(unet, frames, height, width):
 
 @pytest.mark.parametrize(
     ("variant", "frames", "height", "width"),
-    [("if_m", 80, 128, 224), ("if_m", 77, 128, 128), ("if_ii_m", 8, 256, 256), ("small", 80, 128, 128)],
+    [
+        *(("if_m", 80, 128, 224), ("if_m", 77, 128, 128), ("small", 80, 128, 128)),
+        *(("if_ii_m", 8, 256, 256), ("ssr efficient", 8, 1024, 1024)),
+    ],
 )
 def test_text_is_worked_on_once_per_clip_and_frames_follow_the_strides(variant, frames, height, width, monkeypatch):
     calls = Calls([])
