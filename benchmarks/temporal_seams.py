@@ -40,7 +40,7 @@ from lumiere_jax.data.clip_loader import ClipLoader, as_text
 from lumiere_jax.data.open_dataset import open_dataset
 from lumiere_jax.data.preparation import prepare_clips
 from lumiere_jax.data.source_videos import find_sources
-from lumiere_jax.data.video_io import from_uint8
+from lumiere_jax.data.video_io import to_float
 from lumiere_jax.diffusion.low_resolution import downsample
 from lumiere_jax.distributed import platform
 from lumiere_jax.evaluation.seams import borders, elsewhere_of, neighbour_mse, seam_ratio
@@ -132,14 +132,14 @@ def held_out(config: ml_collections.ConfigDict, count: int) -> tuple[Clips, list
     records, loader = open_dataset(config.dataset)[1], ClipLoader(FPS, SIZE, 0)
     chosen = [records[int(i)] for i in np.unique(np.linspace(0, len(records) - 1, count).round())]
     frames = [loader.load((0, 0), record, FRAMES, np.random.default_rng(0)) for record in chosen]
-    return from_uint8(np.stack(frames)), [as_text(record["caption"]) for record in chosen]
+    return to_float(np.stack(frames)), [as_text(record["caption"]) for record in chosen]
 
 
 def rendered_clips(count: int, size: int, frames: int, fps: float) -> tuple[Clips, list[str]]:
     """Clips of `moving_shapes` of any length, of combinations of attributes that training has not, and captions."""
     pairs = moving_shapes.prompts(count, seed=1, held_out=True, duration=frames / fps)
     clips = [moving_shapes.render(scene, size, frames, fps) for _, scene in pairs]
-    return from_uint8(np.stack(clips)), [caption for caption, _ in pairs]
+    return to_float(np.stack(clips)), [caption for caption, _ in pairs]
 
 
 def middle(clips: Clips) -> Clips:
