@@ -143,7 +143,7 @@ def define_flags() -> None:
 def main(_argv: list[str]) -> None:
     """Entry point."""
     logging.set_verbosity(logging.WARNING)
-    output = pathlib.Path(FLAGS.output)
+    output = pathlib.Path(FLAGS.output, *(["quick"] if FLAGS.quick else []))
     image_steps, steps, count, seeds = (10, 6, 2, 1) if FLAGS.quick else (600, 500, 8, 2)
     train(base_config(image_steps, steps), output / "stunet")
     run = load_run(output / "stunet")

@@ -47,6 +47,7 @@ from lumiere_jax.evaluation.seams import borders, elsewhere_of, neighbour_mse, s
 from lumiere_jax.evaluation.xt_slice import xt_slice
 from lumiere_jax.pipelines.super_resolution import prepare
 from lumiere_jax.train import train
+from lumiere_jax.train_setup import check_config
 
 FPS, SIZE, CROP = 16, 64, 32
 FRAMES, WINDOW = 56, 8  # windows side by side and windows that overlap by 2 both end with the clip
@@ -277,9 +278,9 @@ def draw_curves(curves: Mapping[str, Mapping[str, Float[np.ndarray, " pairs"]]],
             axis.legend(fontsize=7, loc="upper right")
         column[0].set_title(data)
         column[-1].set_xlabel("frame")
-    for row in axes:
-        highest = max(axis.get_ylim()[1] for axis in axes[0]) if len(curves) == 1 else None
-        for axis in row:
+    for column in axes.T:  # all methods of a data set to one scale
+        highest = max(axis.get_ylim()[1] for axis in column)
+        for axis in column:
             axis.set_ylim(top=highest)
     return figure
 
@@ -347,24 +348,29 @@ def define_flags() -> None:
 def main(_argv: list[str]) -> None:
     """Entry point."""
     logging.set_verbosity(logging.WARNING)
-    output = pathlib.Path(FLAGS.output)
+    output = pathlib.Path(FLAGS.output, *(["quick"] if FLAGS.quick else []))
     image_steps, steps, count, seeds = (10, 6, 2, 1) if FLAGS.quick else (400, 300, 6, 3)
+    configs = {data: seams_config(image_steps, steps) for data in ("moving_shapes", "real_clips")}
+    try:
+        if FLAGS.videos:
+            use_videos(configs["real_clips"], FLAGS.videos, output)
+        else:
+            del configs["real_clips"]
+        for config in configs.values():
+            if FLAGS.quick:
+                config.sampling.steps = 2
+            check_config(config)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    sets = pair_sets(FRAMES, WINDOW, METHODS)
     all_measured: list[Measurement] = []
-    facts: dict[str, Any] = {}
-    curves: dict[str, Any] = {}
-    for data in ("moving_shapes", *(["real_clips"] if FLAGS.videos else [])):
-        config = seams_config(image_steps, steps)
-        try:
-            if data == "real_clips":
-                use_videos(config, FLAGS.videos, output)
-            train(config, output / f"ssr_{data}")
-        except (ValueError, OSError) as error:
-            sys.exit(f"error: {error}")
+    facts: dict[str, dict[str, Any]] = {}
+    curves: dict[str, dict[str, np.ndarray]] = {}
+    for data, config in configs.items():
+        train(config, output / f"ssr_{data}")
         measured, clips = run_on(data, load_run(output / f"ssr_{data}"), count=count, seeds=seeds)
-        sets = pair_sets(FRAMES, WINDOW, METHODS)
-        draw_slices({label: runs[0][0] for label, runs in clips.items()}, sets).savefig(
-            output / f"slices_{data}.png", dpi=150
-        )
+        first = {label: runs[0][0] for label, runs in clips.items()}
+        draw_slices(first, sets).savefig(output / f"slices_{data}.png", dpi=150)
         curves[data] = {
             label: np.mean([neighbour_mse(clip) for made in runs for clip in made], axis=0)
             for label, runs in clips.items()
@@ -375,9 +381,9 @@ def main(_argv: list[str]) -> None:
         draw_curves(curves, sets).savefig(output / "curves.png", dpi=150)
         write_measurements(output / "measurements.csv", all_measured)
         (output / "summary.json").write_text(json.dumps(facts, indent=2) + "\n")
-    for data, by_cut in facts.items():
-        print(report(f"{data}, windows of {WINDOW} frames", by_cut["windows"]), verdict(by_cut["windows"]), sep="\n")
-        print(report(f"{data}, tiles of {CROP} pixels", by_cut["tiles"]))
+        print(report(f"{data}, windows of {WINDOW} frames", facts[data]["windows"]))
+        print(verdict(facts[data]["windows"]))
+        print(report(f"{data}, tiles of {CROP} pixels", facts[data]["tiles"]), flush=True)
     print(f"\npictures and tables: {output}")
     if not FLAGS.videos:
         print("real clips were left out: --videos=DIR names a folder of them")

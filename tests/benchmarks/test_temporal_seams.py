@@ -8,6 +8,9 @@ from random_runs import random_run
 
 from benchmarks import longer_clips, temporal_seams
 from benchmarks.temporal_seams import ANY, FRAMES, METHODS, TILES, TRUTH, WINDOW, Joining
+from lumiere_jax.data.clip_loader import as_text
+from lumiere_jax.data.open_dataset import open_dataset
+from lumiere_jax.data.video_io import write_mp4
 
 DISJOINT, OVERWRITTEN, AVERAGED, FEATHERED = METHODS
 SETS = temporal_seams.pair_sets(FRAMES, WINDOW, METHODS)
@@ -159,6 +162,29 @@ def test_held_out_clips():
     assert len(set(captions)) == 2
     whole = np.arange(64 * 64, dtype=np.float32).reshape(1, 1, 64, 64, 1)
     np.testing.assert_array_equal(temporal_seams.middle(whole), whole[:, :, 16:48, 16:48])
+
+
+def test_real_videos_are_held_out_whole(tmp_path):
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    pictures = np.random.default_rng(0).integers(0, 255, (FRAMES + 8, 64, 64, 3), np.uint8)
+    names = [f"{number}.mp4" for number in range(6)]
+    for number, name in enumerate(names):
+        write_mp4(folder / name, pictures // (number + 1), 16)
+    config = temporal_seams.seams_config(1, 1)
+    temporal_seams.use_videos(config, str(folder), tmp_path)
+    train_set, validation_set = open_dataset(config.dataset)
+    training, validation = ({as_text(record["source"]) for record in part} for part in (train_set, validation_set))
+    assert training
+    assert validation
+    assert not training & validation
+    clips, captions = temporal_seams.held_out(config, 100)
+    assert clips.shape == (len(validation_set), FRAMES, 64, 64, 3)
+    assert set(captions) == {"a video"}
+    for name in names[1:]:
+        (folder / name).unlink()
+    with pytest.raises(ValueError, match="no clip fell to the split"):
+        temporal_seams.use_videos(config, str(folder), tmp_path / "one")
 
 
 def test_drift():
