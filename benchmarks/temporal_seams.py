@@ -105,7 +105,7 @@ def seams_config(image_steps: int, steps: int) -> ml_collections.ConfigDict:
         stage.clip.update({"size": CROP, "crop_from": SIZE, "fps": float(FPS)})
         stage.diffusion.update({"low_res_factor": 8, "max_noise_level": 0.7, "max_blur": 0.0})
         stage.training.update({"steps": count, "checkpoint_every": 100, "validate_every": 100, "validation_clips": 16})
-    config.image_model.training.update({"batch_size": 16, "learning_rate": 4e-3})
+    config.image_model.training.update({"batch_size": 16, "learning_rate": 4e-3, "validation_clips": 32})
     config.training.update({"batch_size": 4, "learning_rate": 2e-3})
     config.sampling.update({"noise_level": 0.5, "steps": 16})
     return config
