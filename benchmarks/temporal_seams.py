@@ -349,7 +349,7 @@ def main(_argv: list[str]) -> None:
     """Entry point."""
     logging.set_verbosity(logging.WARNING)
     output = pathlib.Path(FLAGS.output, *(["quick"] if FLAGS.quick else []))
-    image_steps, steps, count, seeds = (10, 6, 2, 1) if FLAGS.quick else (400, 300, 6, 3)
+    image_steps, steps, count, seeds = (10, 6, 2, 1) if FLAGS.quick else (400, 300, 3, 2)
     configs = {data: seams_config(image_steps, steps) for data in ("moving_shapes", "real_clips")}
     try:
         if FLAGS.videos:
