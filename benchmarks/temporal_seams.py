@@ -220,8 +220,9 @@ def summary(measurements: Sequence[Measurement]) -> dict[str, dict[str, dict[str
             found.setdefault(method, {})[pairs] = {
                 "ratio": _mean_and_spread([row.ratio for row in rows]),
                 "over_real": _mean_and_spread([row.ratio / one.ratio for row, one in zip(rows, beside, strict=True)]),
-                "elsewhere_over_real": float(np.mean([row.elsewhere for row in rows]))
-                / float(np.mean([one.elsewhere for one in beside])),
+                "elsewhere_over_real": _mean_and_spread(
+                    [row.elsewhere / one.elsewhere for row, one in zip(rows, beside, strict=True)]
+                ),
                 "error": float(np.mean([row.error for row in rows])),
                 "measured": len(rows),
             }
@@ -304,7 +305,11 @@ def report(data: str, found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> s
         columns = [f"{'':>14s}"] * 3
         if own:
             columns = [_shown(own["ratio"]), _shown(found[TRUTH][method]["ratio"]), _shown(own["over_real"])]
-        columns += [_shown(everywhere["ratio"]), f"{everywhere['elsewhere_over_real']:6.2f} {everywhere['error']:.4f}"]
+        columns += [
+            _shown(everywhere["ratio"]),
+            _shown(everywhere["elsewhere_over_real"]),
+            f"{everywhere['error']:.4f}",
+        ]
         lines.append(f"{method:34s} {' '.join(columns)}")
     return "\n".join(lines)
 
