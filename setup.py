@@ -33,6 +33,7 @@ setup(
         "optax>=0.2.5",  # optax.tree
         "orbax-checkpoint>=0.12.8",
         "pillow",
+        "psutil",
         "safetensors",
         "scenedetect-headless>=0.7",  # prepare_data's default: no clip across a cut; with the OpenCV that needs no X
         "scipy",

@@ -54,7 +54,13 @@ def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
     config.name = f"ssr:{variant}"
     image.name = f"image_super_resolution:{variant}"
     config.clip.frames = 8  # the window
-    config.multidiffusion = {"overlap": 2, "weights": "uniform", "window_batch": 0}  # 0: all windows at once
+    config.multidiffusion = {
+        "overlap": 2,
+        "weights": "uniform",  # or feathered
+        "window_batch": 0,  # windows that are denoised at once; 0: as many as keep a device busy and fit
+        "tile": 0,  # pixels of a side of spatial tiles, and those that neighbours share; 0: whole frames if they fit
+        "tile_overlap": 0,
+    }
     # Augmentation of the low-resolution video, as a diffusion time. DeepFloyd IF's level i is (i + 1) / 1000 of the
     # discrete_cosine schedule; its pipeline has 250.
     config.sampling.noise_level = 0.1
@@ -116,7 +122,6 @@ def _train_on_crops(config: ml_collections.ConfigDict, size: int, crop_from: int
     for stage in (config, config.image_model):
         stage.clip.update({"size": size, "crop_from": crop_from})
         stage.diffusion.update({"low_res_factor": factor, "align_corners": False})
-    config.multidiffusion.window_batch = 1  # sampled at sizes of which several windows at once are too much
 
 
 def _efficient(config: ml_collections.ConfigDict, variant: str) -> None:

@@ -91,6 +91,7 @@ def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
         "spatial": "none",  # residual blocks and attention of the image model
         "temporal": "none",  # temporal convolutions and attention
         "attention": "whole",  # or frame_by_frame, over the pixels of a frame
+        "full_blocks": 0,  # the first so many blocks are "full", whatever else is said of blocks
     }
     config.diffusion = {
         "schedule": "cosine",  # or discrete_cosine, DeepFloyd IF's

@@ -15,9 +15,11 @@ from lumiere_jax.distributed import partitioning
 from lumiere_jax.distributed.model_flops import count_flops
 from lumiere_jax.models import parameter_partition
 from lumiere_jax.models.rematerialization import Rematerialization
-from lumiere_jax.pipelines.text_to_video import sample_program, sampling_settings
+from lumiere_jax.pipelines.generation import sampling_settings
+from lumiere_jax.pipelines.super_resolution import abstract_windows, denoise_windows
+from lumiere_jax.pipelines.text_to_video import sample_program
 from lumiere_jax.train_setup import jit_update, step_settings
-from lumiere_jax.train_step import Batch, TrainState, create_state, train_step
+from lumiere_jax.train_step import TrainState, create_state, train_step
 
 
 def lower_training_step(config: ml_collections.ConfigDict, mesh: Mesh) -> jax.stages.Lowered:
@@ -36,31 +38,26 @@ def lower_training_step(config: ml_collections.ConfigDict, mesh: Mesh) -> jax.st
 def lower_sampling(config: ml_collections.ConfigDict, mesh: Mesh) -> jax.stages.Lowered:
     """Sampling of a batch of `config.training.batch_size` clips, lowered for the devices of `mesh`.
 
-    Text comes as embeddings, of the prompts and of the empty prompt. A super-resolution config gets one window.
+    Of a super-resolution config so many windows, and one evaluation of the network. Text comes as embeddings, of the
+    prompts and of the empty prompt.
     """
     graphdef, trained, frozen = parameter_partition.split(abstract_model(config))
     graphdef, state = nnx.split(nnx.merge(graphdef, trained, cast(frozen, config)))
     parameters = _placed(mesh, nnx.to_pure_dict(state), config.fsdp)
     clips, sharding = config.training.batch_size, partitioning.batch_sharding(mesh)
-    divided = partitioning.batch_sharding(mesh, 1)
-    video, text = partitioning.shapes_on(abstract_batch(config, clips), Batch(sharding, divided))
-    low_res = None
-    if factor := config.diffusion.low_res_factor:
-        small = (*video.shape[:2], video.shape[2] // factor, video.shape[3] // factor, 3)
-        low_res = jax.ShapeDtypeStruct(small, jnp.float32, sharding=divided)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    key = partitioning.shapes_on(key, partitioning.replicated(mesh))
+    divided, everywhere = partitioning.batch_sharding(mesh, 1), partitioning.replicated(mesh)
+    key = partitioning.shapes_on(jax.eval_shape(lambda: jax.random.key(0)), everywhere)
+    clip, config = (config.clip.frames, config.clip.size, config.clip.size), _with_unet(config)
+    settings = sampling_settings(config)
+    if config.diffusion.low_res_factor:
+        scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=everywhere)
+        windows = abstract_windows(config, settings, clip, clips, mesh)
+        of_clip = {"size": clip[1:], "settings": settings, "sharding": sharding}
+        return denoise_windows.lower(graphdef, parameters, key, scalar, scalar, *windows, **of_clip)
+    text = partitioning.shapes_on(abstract_batch(config, clips).text, divided)
+    numbers = jax.ShapeDtypeStruct((clips,), jnp.int32, sharding=divided)
     return sample_program.lower(
-        graphdef,
-        parameters,
-        key,
-        jax.ShapeDtypeStruct((clips,), jnp.int32, sharding=divided),
-        (text, text),
-        low_res,
-        config.sampling.get("noise_level", 0.0),
-        clip=video.shape[1:4],
-        settings=sampling_settings(_with_unet(config)),
-        sharding=sharding,
+        graphdef, parameters, key, numbers, (text, text), clip=clip, settings=settings, sharding=sharding
     )
 
 
@@ -85,7 +82,8 @@ def needed_flops(config: ml_collections.ConfigDict, program: str) -> float:
         a_clip = step_flops(config, parameter_partition.split(abstract_model(config)))
     else:
         settings = sampling_settings(_with_unet(config))
-        a_clip = forward_flops(config) * settings.steps * (1 if settings.guidance_weight == 1.0 else 2)
+        steps = 1 if config.diffusion.low_res_factor else settings.steps
+        a_clip = forward_flops(config) * steps * (1 if settings.guidance_weight == 1.0 else 2)
     return config.training.batch_size * a_clip
 
 

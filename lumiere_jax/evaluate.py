@@ -22,6 +22,7 @@ from lumiere_jax.data import moving_shapes, video_io
 from lumiere_jax.distributed import mesh as meshes
 from lumiere_jax.distributed import platform, processes
 from lumiere_jax.evaluation.prompt_following import ATTRIBUTES, prompt_following_accuracy
+from lumiere_jax.pipelines.super_resolution import prepare_chain
 from lumiere_jax.pipelines.text_to_video import sample_in_batches
 from lumiere_jax.sample import define_device_flags
 
@@ -51,12 +52,17 @@ def evaluate(
     clips: dict[str, list[np.ndarray]] = {"rendered, the evaluator's own accuracy": rendered, "generated": []}
     if super_resolution is not None:
         clips["generated, super-resolved"] = []
+    chain = prepare_chain(
+        [super_resolution] if super_resolution else [], (frames, size, size), captions, clips=len(captions)
+    )
     settings = {"seed": seed, "batch_size": batch_size, "guidance_weight": guidance_weight}
     with tqdm.tqdm(total=prompts, unit="clip", disable=not processes.is_first()) as bar:
-        for base, high in sample_in_batches(run, super_resolution, captions, **settings):
+        for base in sample_in_batches(run, captions, **settings):
+            first = len(clips["generated"])
+            for stage in chain:
+                batch = captions[first : first + len(base)]
+                clips["generated, super-resolved"] += list(stage.videos(base, batch, seed=seed, first_number=first))
             clips["generated"] += list(base)
-            if high is not None:
-                clips["generated, super-resolved"] += list(high)
             bar.update(len(base))
     results = {name: prompt_following_accuracy(np.stack(videos), scenes, fps) for name, videos in clips.items()}
     if processes.is_first():
@@ -102,7 +108,7 @@ def define_flags() -> None:
 def main(_argv: list[str]) -> None:
     """Entry point."""
     logging.set_verbosity(logging.WARNING)
-    with processes.ended_by_errors(ValueError, OSError, CheckpointError):
+    with processes.ended_by_errors(ValueError, OSError, MemoryError, CheckpointError):
         mesh = meshes.make_mesh(rows=FLAGS.mesh_rows)
         run = load_run(FLAGS.checkpoint, mesh=mesh)
         super_resolution = load_run(FLAGS.super_resolution, mesh=mesh) if FLAGS.super_resolution else None

@@ -5,8 +5,11 @@ The same seed gives the same pixels. The functions behind it are importable: see
 On several hosts each runs the same command (`distributed/mesh.py`), and the first one writes.
 """
 
+import contextlib
+import functools
+import itertools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,47 +22,65 @@ from lumiere_jax.checkpoints.run_directory import Run, RunDirectory, load_run
 from lumiere_jax.checkpoints.temporal_weights import load_temporal
 from lumiere_jax.distributed import mesh as meshes
 from lumiere_jax.distributed import platform, processes
-from lumiere_jax.pipelines.results import file_name, library_versions, write_video
+from lumiere_jax.pipelines.results import file_name, library_versions, open_video_files, video_files
+from lumiere_jax.pipelines.super_resolution import prepare_chain
 from lumiere_jax.pipelines.text_to_video import sample_in_batches
 
 
 def sample(
     run: Run,
-    super_resolution: Run | None,
+    super_resolution: Sequence[Run],
     prompts: Sequence[str],
     output: pathlib.Path,
     *,
     seed: int,
+    frames: int,
+    size: tuple[int, int],
     batch_size: int | None = None,
-    **settings: Any,
+    enlarging: Mapping[str, Any] | None = None,
+    **choices: Any,
 ) -> None:
-    """Samples every prompt and writes it, at the base and, with `super_resolution`, at the higher resolution.
+    """Samples every prompt and writes it, at the base and, with `super_resolution`, at the highest resolution.
 
     Args:
       run: a text-to-video run.
-      super_resolution: a super-resolution run, or None.
+      super_resolution: super-resolution runs, each for the clips of the one before.
       prompts: the texts.
       output: the directory to write to.
       seed: of the noise.
+      frames, size: of the base clips: how many, and their height and width.
       batch_size: clips that are sampled at once; None: see `sample_in_batches`.
-      **settings: the other arguments of `sample_videos`.
+      enlarging: choices of `super_resolution.prepare`, for all of `super_resolution`.
+      **choices: the other arguments of `sample_videos`.
 
     Raises:
-      ValueError: as `sample_in_batches`.
+      ValueError: as `sample_in_batches` and `prepare_chain`, before any work.
+      MemoryError: as `prepare_chain`.
     """
-    batches = sample_in_batches(run, super_resolution, prompts, seed=seed, batch_size=batch_size, **settings)
-    made_with = {"seed": seed, **settings, "versions": library_versions(), **_describe("checkpoint", run)}
-    if super_resolution is not None:
-        made_with |= _describe("super_resolution", super_resolution)
-    first = 0
-    for base, high in batches:
-        if processes.is_first():
-            batch = prompts[first : first + len(base)]
-            for suffix, videos in {"": base, "_high_resolution": high}.items():
-                if videos is not None:
-                    _write(videos, batch, first, suffix, output, run.config.clip.fps, made_with)
-        first += len(base)
+    enlarging = dict(enlarging or {})
+    chain = prepare_chain(super_resolution, (frames, *size), prompts, clips=len(prompts), **enlarging)
+    for stage in chain:
+        processes.say(stage.line())
+    batches = sample_in_batches(run, prompts, seed=seed, batch_size=batch_size, frames=frames, size=size, **choices)
+    made_with = {"seed": seed, **choices, "versions": library_versions(), "checkpoint": _description(run)}
+    enlarged_with = made_with | {"super_resolution": [_description(each) | enlarging for each in super_resolution]}
+    fps, first = run.config.clip.fps, 0
+    for videos in batches:
+        batch = prompts[first : first + len(videos)]
+        _write(_frames_of(videos), batch, first, "", output, (frames, *size), fps, made_with)
+        for stage in chain[:-1]:
+            videos = stage.videos(videos, batch, seed=seed, first_number=first)
+        for stage in chain[-1:]:
+            frames_of_clips = stage.frames(videos, batch, seed=seed, first_number=first)
+            _write(frames_of_clips, batch, first, "_high_resolution", output, stage.cut.clip, fps, enlarged_with)
+        first += len(batch)
     processes.wait_for_all("sampled")  # one that ends would not wait long for the first to write
+
+
+def _frames_of(videos: np.ndarray) -> Iterator[tuple[int, int, np.ndarray]]:
+    for clip, video in enumerate(videos):
+        for frame, image in enumerate(video):
+            yield clip, frame, image
 
 
 def load(
@@ -99,18 +120,31 @@ def load(
 
 
 def _write(
-    videos: np.ndarray, prompts: Sequence[str], first: int, suffix: str, output: pathlib.Path, fps: float, facts: dict
+    frames: Iterable[tuple[int, int, np.ndarray]],
+    prompts: Sequence[str],
+    first: int,
+    suffix: str,
+    output: pathlib.Path,
+    clip: tuple[int, int, int],
+    fps: float,
+    facts: Mapping[str, Any],
 ) -> None:
-    for number, (prompt, video) in enumerate(zip(prompts, videos, strict=True), start=first):
-        shape = dict(zip(("frames", "height", "width"), video.shape, strict=False))
-        sidecar = {"prompt": prompt, "number": number, **facts, **shape, "fps": fps}
-        mp4 = write_video(output, file_name(number, prompt) + suffix, video, fps, sidecar)[0]
-        print(f"{mp4}  {shape['frames']} frames of {shape['width']}x{shape['height']}: {prompt!r}", flush=True)
+    """Writes clips whose frames come in order; all processes take the frames, and the first one writes."""
+    shape = dict(zip(("frames", "height", "width"), clip, strict=True))
+    for number, of_one_clip in itertools.groupby(frames, key=lambda each: each[0]):
+        prompt, name = prompts[number], file_name(first + number, prompts[number]) + suffix
+        sidecar = {"prompt": prompt, "number": first + number, **facts, **shape, "fps": fps}
+        files = open_video_files(output, name, fps, sidecar) if processes.is_first() else contextlib.nullcontext(len)
+        with files as add:
+            for _, _, image in of_one_clip:
+                add(image)
+        mp4 = video_files(output, name)[0]
+        processes.say(f"{mp4}  {shape['frames']} frames of {shape['width']}x{shape['height']}: {prompt!r}")
 
 
-def _describe(name: str, run: Run) -> dict:
+def _description(run: Run) -> dict[str, Any]:
     parameters = tree_hash(run.parameters())
-    return {name: {"path": str(run.path), "name": run.config.name, "step": run.step, "sha256": parameters}}
+    return {"path": str(run.path), "name": run.config.name, "step": run.step, "sha256": parameters}
 
 
 def read_prompts(prompts: Sequence[str], prompts_file: str | None) -> list[str]:
@@ -131,11 +165,13 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "checkpoint", None, "The --workdir of a text-to-video training, or temporal layers that export_weights wrote."
     )
-    flags.DEFINE_string("super_resolution", None, "The same of a super-resolution training.")
+    flags.DEFINE_multi_string(
+        "super_resolution", [], "The same of a super-resolution training; repeated: each enlarges the last one's clips."
+    )
     flags.DEFINE_string(
         "init_from", "", "The image model of exported layers; or where a run's imported U-Net was moved to."
     )
-    flags.DEFINE_string("super_resolution_init_from", "", "The same for --super_resolution.")
+    flags.DEFINE_multi_string("super_resolution_init_from", [], "The same for each --super_resolution, in their order.")
     flags.DEFINE_string(
         "text_checkpoint", "", "The T5 encoder of exported layers; or where the imported one was moved to. For both."
     )
@@ -150,8 +186,21 @@ def define_flags() -> None:
     flags.DEFINE_integer("width", None, "Pixels of the base clip; default: as trained.", 1)
     flags.DEFINE_integer("steps", None, "Denoising steps of the base model; default: the run's config.", 1)
     flags.DEFINE_float("guidance", None, "Classifier-free guidance weight, 1 is none; default: the config's.")
+    flags.DEFINE_list(
+        "guidance_interval",
+        None,
+        "FIRST,LAST diffusion time, of 0 to 1, at which the base model is guided; default: all.",
+    )
     flags.DEFINE_enum("sampler", None, ["ddpm", "ddim", "dpm_solver_pp_2m"], "Default: the config's.")
+    flags.DEFINE_integer(
+        "window",
+        None,
+        "Frames at a time, for clips that are longer than the base model's: MultiDiffusion joins them.",
+        1,
+    )
+    flags.DEFINE_integer("window_overlap", 8, "Frames that neighbouring windows of the base model share.", 0)
     define_device_flags()
+    define_memory_flags()
 
 
 def define_device_flags() -> None:
@@ -160,30 +209,68 @@ def define_device_flags() -> None:
     flags.DEFINE_integer("mesh_rows", 1, "Devices that share the height of a clip; the others divide the batch.", 1)
 
 
+def define_memory_flags() -> None:
+    """How super-resolution is brought into the memory that there is."""
+    flags.DEFINE_float(
+        "memory_gib", None, "GiB of a device for super-resolution, beside parameters; default: what is free.", 0.0
+    )
+    flags.DEFINE_integer(
+        "window_batch", None, "Windows that super-resolution denoises at once; default: the config's, or what fits.", 1
+    )
+    flags.DEFINE_integer("tile", None, "Pixels of a side of its tiles; default: whole frames, or what fits.", 1)
+    flags.DEFINE_integer("tile_overlap", None, "Pixels that neighbouring tiles share; default: an eighth of a tile.", 0)
+
+
+def enlarging_flags() -> dict[str, Any]:
+    """The choices of `super_resolution.prepare` that the flags make."""
+    if FLAGS.tile is None and FLAGS.tile_overlap is not None:
+        raise ValueError(f"--tile_overlap={FLAGS.tile_overlap} says nothing without --tile")
+    overlap = FLAGS.tile // 8 if FLAGS.tile and FLAGS.tile_overlap is None else FLAGS.tile_overlap
+    return {
+        "memory": None if FLAGS.memory_gib is None else int(FLAGS.memory_gib * 2**30),
+        "window_batch": FLAGS.window_batch,
+        "tile": None if FLAGS.tile is None else (FLAGS.tile, overlap),
+    }
+
+
 def main(_argv: list[str]) -> None:
     """Entry point."""
     logging.set_verbosity(logging.WARNING)
-    with processes.ended_by_errors(ValueError, OSError, CheckpointError):
+    with processes.ended_by_errors(ValueError, OSError, MemoryError, CheckpointError):
         prompts = read_prompts(FLAGS.prompt, FLAGS.prompts_file)
         both = {"text_checkpoint": FLAGS.text_checkpoint, "tokenizer": FLAGS.tokenizer}
         both["mesh"] = meshes.make_mesh(rows=FLAGS.mesh_rows)
         run = load(FLAGS.checkpoint, init_from=FLAGS.init_from, ema_decay=FLAGS.ema_decay, **both)
-        super_resolution = None
-        if FLAGS.super_resolution:
-            super_resolution = load(FLAGS.super_resolution, init_from=FLAGS.super_resolution_init_from, **both)
+        moved = [*FLAGS.super_resolution_init_from, *[""] * len(FLAGS.super_resolution)]
+        # One that is named twice is loaded once.
+        load_once = functools.cache(lambda path, init_from: load(path, init_from=init_from, **both))
+        chain = list(map(load_once, FLAGS.super_resolution, moved))
         sample(
             run,
-            super_resolution,
+            chain,
             prompts,
             pathlib.Path(FLAGS.output),
             seed=FLAGS.seed,
             batch_size=FLAGS.batch_size,
-            frames=FLAGS.frames,
+            frames=FLAGS.frames or run.config.clip.frames,
             size=(FLAGS.height or run.config.clip.size, FLAGS.width or run.config.clip.size),
+            enlarging=enlarging_flags(),
             steps=FLAGS.steps,
             guidance_weight=FLAGS.guidance,
+            guidance_interval=_interval(FLAGS.guidance_interval),
             sampler=FLAGS.sampler,
+            window=None if FLAGS.window is None else (FLAGS.window, FLAGS.window_overlap),
         )
+
+
+def _interval(words: list[str] | None) -> tuple[float, float] | None:
+    if words is None:
+        return None
+    try:
+        first, last = map(float, words)
+    except ValueError:
+        raise ValueError(f"--guidance_interval={','.join(words)}: give two numbers, FIRST,LAST") from None
+    return first, last
 
 
 if __name__ == "__main__":

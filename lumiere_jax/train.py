@@ -33,8 +33,9 @@ from lumiere_jax.models.temporal import gate_norms
 from lumiere_jax.models.text_to_video import TextToVideo
 from lumiere_jax.optimizer import learning_rate_schedule
 from lumiere_jax.parameter_overview import write_overview
+from lumiere_jax.pipelines.generation import sampling_settings
 from lumiere_jax.pipelines.results import write_preview
-from lumiere_jax.pipelines.text_to_video import sample_videos, sampling_settings
+from lumiere_jax.pipelines.text_to_video import sample_videos
 from lumiere_jax.train_guards import act
 from lumiere_jax.train_progress import Progress
 from lumiere_jax.train_setup import (

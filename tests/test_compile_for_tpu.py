@@ -10,7 +10,9 @@ import pytest
 
 from configs import stunet
 from lumiere_jax import compile_for_tpu
-from lumiere_jax.distributed import tpu_report, tpu_slice
+from lumiere_jax.abstract_program import needed_flops
+from lumiere_jax.distributed import tpu_slice
+from lumiere_jax.distributed.compiled_program import memory_that_is_missing
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason=f"libtpu is not installed: {tpu_slice.INSTALL}"
@@ -88,7 +90,7 @@ def test_sampling(tmp_path):
     assert report["program"] == "sample"
     assert report["days"] is None
     # Guided: two evaluations a step.
-    one = tpu_report.needed_flops(_with_steps(1), "sample")
+    one = needed_flops(_with_steps(1), "sample")
     assert report["needed_flops"] == pytest.approx(3 * one)
 
 
@@ -146,7 +148,7 @@ def test_without_libtpu(monkeypatch):
     ],
 )  # fmt: skip
 def test_what_is_missing(message, missing):
-    memory = tpu_report.memory_that_is_missing(message)
+    memory = memory_that_is_missing(message)
     assert (memory and memory["missing"] / 2**30) == missing
 
 

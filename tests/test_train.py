@@ -24,7 +24,8 @@ from lumiere_jax.checkpoints.run_directory import RunDirectory, load_run
 from lumiere_jax.checkpoints.temporal_weights import export_temporal, load_temporal
 from lumiere_jax.data import video_io
 from lumiere_jax.distributed.preemption import Preempted
-from lumiere_jax.pipelines.text_to_video import sample_videos, super_resolve
+from lumiere_jax.pipelines.super_resolution import super_resolve
+from lumiere_jax.pipelines.text_to_video import sample_videos
 
 
 @pytest.fixture(scope="session")

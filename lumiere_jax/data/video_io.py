@@ -8,9 +8,11 @@ import dataclasses
 import io
 import operator
 import os
+import pathlib
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
+from typing import Any
 
 import av
 import numpy as np
@@ -203,18 +205,21 @@ def decode_video(
 # Encoding --------------------------------------------------------------------------------------------------
 
 
-def encode_mp4(
-    frames: UInt8[np.ndarray, "frames height width 3"],
+@contextlib.contextmanager
+def open_mp4(
+    path: str | os.PathLike,
     fps: float | int,
     *,
     lossless: bool = False,
     crf: int = 16,
     metadata: Mapping[str, str] | None = None,
-) -> bytes:
-    """Encodes a clip as H.264 in mp4, index first, so that browsers play it while loading.
+) -> Iterator[Callable[[UInt8[np.ndarray, "height width 3"]], None]]:
+    """A file that takes RGB frames one by one: H.264 in mp4, index first, so that browsers play it while loading.
+
+    It has its name when the block ends; after an error there is none.
 
     Args:
-        frames: RGB, 0..255.
+        path: where to write.
         fps: frames per second.
         lossless: exact RGB (`libx264rgb`, qp 0). For data; browsers do not play it.
         crf: x264's constant rate factor, 0 (best) to 51, for lossy video: YUV 4:2:0, BT.709. Odd heights and
@@ -224,56 +229,72 @@ def encode_mp4(
     Raises:
         ValueError: no frames, or fps or crf out of range.
     """
-    if not len(frames):
-        raise ValueError("video has no frames")
     _check_fps(fps)
     if not 0 <= crf <= 51:
         raise ValueError(f"crf must be 0 to 51, got {crf}")
     rate = Fraction(fps).limit_denominator(65535)
-    # The mp4 writer moves the index to the front by reading its own file again: it needs a real file.
-    with tempfile.TemporaryDirectory() as directory:
-        path = os.path.join(directory, "clip.mp4")
-        with av.open(path, "w", options={"movflags": "+faststart"}) as container:
+    path = pathlib.Path(path)
+    partial = path.with_name(f".{path.name}.partial")
+    encoder, options = (
+        ("libx264rgb", {"qp": "0", "preset": "ultrafast"}) if lossless else ("libx264", {"crf": str(crf)})
+    )
+    reformatter, count = VideoReformatter(), 0
+    try:
+        with av.open(str(partial), "w", format="mp4", options={"movflags": "+faststart"}) as container:
             container.metadata.update(metadata or {})
-            if lossless:
-                stream = container.add_stream("libx264rgb", rate=rate, options={"qp": "0", "preset": "ultrafast"})
-            else:
-                stream = container.add_stream("libx264", rate=rate, options={"crf": str(crf)})
-                frames = _pad_to_even(frames)
-            _encode_frames(container, stream, frames, lossless)
-        with open(path, "rb") as file:
-            return file.read()
+            stream = container.add_stream(encoder, rate=rate, options=options)
+
+            def add(image: np.ndarray) -> None:
+                nonlocal count
+                image = image if lossless else _pad_to_even(image)
+                if count == 0:
+                    _configure(stream, image.shape, lossless)
+                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+                if not lossless:
+                    frame = reformatter.reformat(
+                        frame,
+                        format="yuv420p",
+                        dst_colorspace=Colorspace.ITU709,
+                        dst_color_range=ColorRange.MPEG,
+                        interpolation=_CONVERSION,
+                        threads=1,
+                    )
+                frame.pts, frame.time_base = count, 1 / stream.codec_context.framerate
+                container.mux(stream.encode(frame))
+                count += 1
+
+            yield add
+            if not count:
+                raise ValueError("video has no frames")
+            container.mux(stream.encode())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
-def _encode_frames(container, stream, frames: np.ndarray, lossless: bool) -> None:
-    stream.height, stream.width = frames.shape[1:3]
+def _configure(stream: av.VideoStream, shape: tuple[int, ...], lossless: bool) -> None:
+    stream.height, stream.width = shape[:2]
     stream.pix_fmt = "rgb24" if lossless else "yuv420p"
     stream.codec_context.gop_size = _GOP_SIZE
     stream.codec_context.thread_count = 1
-    reformatter = VideoReformatter()
     if not lossless:  # name the colours, so that players do not guess
         context = stream.codec_context
         context.colorspace = context.color_primaries = context.color_trc = Colorspace.ITU709.value
         context.color_range = ColorRange.MPEG.value
-    for index, image in enumerate(frames):
-        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-        if not lossless:
-            frame = reformatter.reformat(
-                frame,
-                format="yuv420p",
-                dst_colorspace=Colorspace.ITU709,
-                dst_color_range=ColorRange.MPEG,
-                interpolation=_CONVERSION,
-                threads=1,
-            )
-        frame.pts, frame.time_base = index, 1 / stream.codec_context.framerate
-        container.mux(stream.encode(frame))
-    container.mux(stream.encode())
 
 
-def _pad_to_even(frames: np.ndarray) -> np.ndarray:
-    height, width = frames.shape[1:3]
-    return np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+def encode_mp4(frames: UInt8[np.ndarray, "frames height width 3"], fps: float | int, **options: Any) -> bytes:
+    """The bytes of a clip as mp4; options and errors as of `open_mp4`."""
+    # The mp4 writer moves the index to the front by reading its own file again: it needs a real file.
+    with tempfile.TemporaryDirectory() as directory:
+        path = pathlib.Path(directory, "clip.mp4")
+        write_mp4(path, frames, fps, **options)
+        return path.read_bytes()
+
+
+def _pad_to_even(image: np.ndarray) -> np.ndarray:
+    height, width = image.shape[:2]
+    return np.pad(image, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge") if height % 2 or width % 2 else image
 
 
 def _check_fps(fps: float | int) -> None:
@@ -281,19 +302,11 @@ def _check_fps(fps: float | int) -> None:
         raise ValueError(f"fps must be above 0 and below 1000, got {fps}")
 
 
-def write_mp4(
-    path: str | os.PathLike,
-    video: Frames,
-    fps: float | int,
-    *,
-    lossless: bool = False,
-    crf: int = 16,
-    metadata: Mapping[str, str] | None = None,
-) -> None:
-    """Writes a clip as mp4; arguments as of `encode_mp4`, the video float in [-1, 1] or uint8."""
-    encoded = encode_mp4(to_uint8(video), fps, lossless=lossless, crf=crf, metadata=metadata)
-    with open(path, "wb") as file:
-        file.write(encoded)
+def write_mp4(path: str | os.PathLike, video: Frames, fps: float | int, **options: Any) -> None:
+    """Writes a clip as mp4, float in [-1, 1] or uint8; options and errors as of `open_mp4`."""
+    with open_mp4(path, fps, **options) as add:
+        for image in to_uint8(video):
+            add(image)
 
 
 def write_gif(path: str | os.PathLike, video: Frames, fps: float | int) -> None:

@@ -5,6 +5,7 @@ video is noised to a random level that the network is told, so in sampling it fo
 The paper does not say how Lumiere's super-resolution is conditioned; this is the field's (and DeepFloyd IF's) way.
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -46,6 +47,22 @@ def upsample(
         for size, new_size in ((video.shape[2], height), (video.shape[3], width))
     )
     return jnp.einsum("Hh,bfhwc,Ww->bfHWc", rows.astype(video.dtype), video, columns.astype(video.dtype))
+
+
+def upsample_part(
+    video: Float[Array, "frames small_height small_width channels"],
+    size: tuple[int, int],
+    corner: tuple[Array, Array],
+    part: tuple[int, int],
+    *,
+    align_corners: bool = True,
+) -> Float[Array, "frames height width channels"]:
+    """A part of `upsample` to `size`, of (height, width) `part`, whose upper left pixel is `corner`."""
+    rows, columns = (
+        jax.lax.dynamic_slice_in_dim(jnp.asarray(_bilinear_weights(*sizes, align_corners), video.dtype), start, length)
+        for sizes, start, length in zip(zip(video.shape[1:3], size, strict=True), corner, part, strict=True)
+    )
+    return jnp.einsum("Hh,fhwc,Ww->fHWc", rows, video, columns)
 
 
 def check_level(field: str, level: float | int, schedule: NoiseSchedule) -> None:

@@ -141,7 +141,7 @@ def x0_and_variance_denoiser(
     objective: str,
     threshold: Callable[[Array], Array] | None = None,
 ) -> VarianceDenoiser:
-    """`x0_denoiser` of a network with learned variance: what `samplers.ddpm_learned_range` takes.
+    """`x0_denoiser` of a network with learned variance: what a plan with learned variance takes.
 
     Args:
       denoiser: returns twice x_t's channels, the prediction and then v. Guidance and MultiDiffusion may wrap it.

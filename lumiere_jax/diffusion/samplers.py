@@ -6,16 +6,19 @@ noise to add (`prediction.x0_and_variance_denoiser`). Each step is a linear comb
 
     x_s = a x_t + b x0(x_t, t) (+ c noise or + c x0 of the step before),    t > s
 
-whose coefficients are computed for all steps beforehand, so the compiled loop holds one call of the denoiser. The last
-step, to t = 0, returns the x0 prediction at the last positive time. Sampler and number of steps are not from the paper.
+whose coefficients, a sampler's `Plan`, are computed for all steps beforehand, so the compiled loop holds one call of
+the denoiser. `advance` takes the step pixel by pixel: of a clip that is larger than a device's memory it is taken frame
+by frame (`streaming.py`). The last step, to t = 0, returns the x0 prediction at the last positive time. Sampler and
+number of steps are not from the paper.
 
-To start from a partly noised clip (SDEdit), pass the tail of a time grid, and as x_T the clip noised at its first time.
+To start from a partly noised clip (SDEdit), plan along the tail of a time grid, and follow the plan from the clip
+noised at its first time.
 
 DeepFloyd IF samples with "ddpm", spacing "leading" and variance "learned_range"; its pipelines take 100 steps at stage
 I and 50 at stage II.
 """
 
-from typing import Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +37,140 @@ Keys = Key[Array, ""] | Key[Array, " batch"]  # one for all clips, or one for ea
 MIN_TIME = 1e-3
 
 
+class Plan(NamedTuple):
+    """The steps of a sampler: of each the time that the denoiser is called at, and the coefficients of `advance`.
+
+    One of the last three is None where the sampler has no use for it: it then needs no noise, no prediction of the step
+    before, or no learned variance.
+    """
+
+    t: Float[Array, " steps"]
+    x: Float[Array, " steps"]
+    x0: Float[Array, " steps"]
+    noise: Float[Array, " steps"] | None = None
+    spread: Float[Array, " steps"] | None = None  # of the learned variance: noise is scaled by e^(spread fraction)
+    previous: Float[Array, " steps"] | None = None  # of the x0 prediction of the step before
+
+    def step(self, index: int | Array) -> "Plan":
+        """One step of it: all fields without their axis."""
+        return jax.tree.map(lambda coefficients: coefficients[index], self)
+
+
+def plan(
+    sampler: str,
+    schedule: NoiseSchedule,
+    times: Float[np.ndarray, " times"],
+    *,
+    eta: float = 0.0,
+    variance: str = "posterior",
+) -> Plan:
+    """The steps of a sampler along a grid of times.
+
+    Args:
+      sampler: "ddim" (Song et al. 2021, eq. 12); "ddpm", ancestral sampling with the posterior variance of
+        q(x_s | x_t, x0) (Ho et al. 2020, eq. 6-7), which is "ddim" with eta = 1; or "dpm_solver_pp_2m", second order
+        and deterministic (Lu et al. 2022, algorithm 2) but for its first step, without history, and the last, to 0.
+      schedule: relates t to alpha and sigma; the denoiser's own.
+      times: strictly decreasing from at most 1 to exactly 0, such as `time_grid`.
+      eta: in [0, 1], "ddim" only: 0 is deterministic, 1 is DDPM.
+      variance: "ddpm" only: "posterior", which is fixed; or "learned_range", the network's (Nichol & Dhariwal 2021,
+        eq. 15; DeepFloyd IF). Between two times of the grid, beta is 1 - alpha_t^2 / alpha_s^2.
+
+    Raises:
+      ValueError: an argument is out of its range, or unknown, or two do not go together.
+    """
+    if len(times) < 2 or times[0] > 1.0 or times[-1] != 0.0 or not np.all(np.diff(times) < 0.0):
+        raise ValueError(f"times must fall strictly from at most 1 to exactly 0, as time_grid's do; got {times}")
+    if not 0.0 <= eta <= 1.0:
+        raise ValueError(f"eta must be in [0, 1], got {eta}")
+    if eta != 0.0 and sampler != "ddim":
+        raise ValueError(f'eta={eta} has a meaning only for sampler="ddim", not for {sampler!r}')
+    if variance not in get_args(Variance):
+        raise ValueError(f"unknown variance {variance!r}: use one of {get_args(Variance)}")
+    if variance == "learned_range" and sampler != "ddpm":
+        raise ValueError(f'variance={variance!r} has a meaning only for sampler="ddpm", not for {sampler!r}')
+    t = jnp.asarray(times[:-1])
+    match sampler:
+        case "ddim" | "ddpm":
+            eta = 1.0 if sampler == "ddpm" else eta
+            x, x0, noise = ddim_coefficients(schedule, times, eta)
+            spread = _learned_range(schedule, times) if variance == "learned_range" else None
+            return Plan(t, x, x0, noise if eta else None, spread)
+        case "dpm_solver_pp_2m":
+            x, x0, previous = _dpm_solver_coefficients(schedule, times)
+            return Plan(t, x, x0, previous=previous)
+        case _:
+            raise ValueError(f"unknown sampler {sampler!r}: use one of {get_args(Sampler)}")
+
+
+def advance(
+    step: Plan,
+    x: Float[Array, "*shape"],
+    x0: Float[Array, "*shape"],
+    *,
+    noise: Float[Array, "*shape"] | None = None,
+    fraction: Float[Array, "*shape"] | None = None,
+    previous: Float[Array, "*shape"] | None = None,
+) -> Float[Array, "*shape"]:
+    """The state at the next time; pixel by pixel, so of any part of a clip.
+
+    Args:
+      step: from `Plan.step`.
+      x: the state at `step.t`.
+      x0: predicted from it.
+      noise: standard normal, where the plan has `noise`.
+      fraction: where it has `spread`: of the log-variance's way from the posterior's, 0, to that of beta, 1. The
+        standard deviation of the noise runs evenly in the logarithm.
+      previous: where it has `previous`: the x0 prediction of the step before; whatever at the first step.
+    """
+    step = jax.tree.map(lambda coefficient: coefficient.astype(x.dtype), step)
+    x_next = step.x * x + step.x0 * x0
+    if step.previous is not None:
+        x_next += step.previous * previous
+    if step.noise is not None:
+        scale = step.noise if step.spread is None else step.noise * jnp.exp(step.spread * fraction)
+        x_next += scale * noise
+    return x_next
+
+
+def follow(
+    steps: Plan,
+    denoise: Denoiser | VarianceDenoiser,
+    x_T: Float[Array, "*shape"],
+    key: Keys | None = None,
+) -> Float[Array, "*shape"]:
+    """All steps of a plan, in one compiled loop. Jit the caller: every call compiles its loop anew.
+
+    Args:
+      steps: from `plan`.
+      denoise: `(x_t, t scalar) -> x0`, or for a learned variance `-> (x0, variance fraction)`.
+      x_T: the state at the first time: standard normal noise where that is 1.
+      key: where the plan has noise: step k's comes from `fold_in(key, k)`. One for all clips; or one for each, whose
+        noise then does not depend on what else is in the batch.
+
+    Returns:
+      clips as the denoiser predicts them (it may threshold), float32 or wider.
+
+    Raises:
+      ValueError: the plan has noise, and key is None.
+    """
+    if steps.noise is not None and key is None:
+        raise ValueError("a stochastic sampler (ddpm, or ddim with eta > 0) needs a random key: pass key=")
+
+    def body(carry: tuple[Array, Array | None], inputs: tuple[Array, Plan]) -> tuple[tuple[Array, Any], None]:
+        (x, previous), (index, step) = carry, inputs
+        x0, fraction = denoise(x, step.t) if steps.spread is not None else (denoise(x, step.t), None)
+        x0 = x0.astype(x.dtype)
+        noise = None if steps.noise is None else _step_noise(key, index, x)
+        fraction = None if fraction is None else fraction.astype(x.dtype)
+        x_next = advance(step, x, x0, noise=noise, fraction=fraction, previous=previous)
+        return (x_next, None if previous is None else x0), None
+
+    x = x_T.astype(jnp.promote_types(x_T.dtype, jnp.float32))
+    previous = None if steps.previous is None else jnp.zeros_like(x)
+    return jax.lax.scan(body, (x, previous), (jnp.arange(len(steps.t)), steps))[0][0]
+
+
 def sample(
     denoise_x0: Denoiser | VarianceDenoiser,
     x_T: Float[Array, "batch frames height width channels"],
@@ -46,44 +183,9 @@ def sample(
     spacing: str = "uniform",
     variance: str = "posterior",
 ) -> Float[Array, "batch frames height width channels"]:
-    """Generates clips from noise: the one entry to the samplers. Jit the caller: every call compiles its loop anew.
-
-    Args:
-      denoise_x0: `(x_t, t scalar) -> x0`, or with variance "learned_range" `-> (x0, variance fraction)`.
-      x_T: standard normal noise, the state at the grid's first time.
-      schedule: relates t to alpha and sigma; the denoiser's own.
-      steps: number of denoiser calls, at least 1.
-      sampler: "ddim", "ddpm" or "dpm_solver_pp_2m".
-      key: needed by "ddpm", and by "ddim" with eta > 0. One for all clips; or one for each, whose noise then does not
-        depend on what else is in the batch.
-      eta: in [0, 1], "ddim" only: 0 is deterministic, 1 is DDPM.
-      spacing: of the times, "uniform", "log_snr" or "leading": see `time_grid`.
-      variance: "ddpm" only: "posterior", which is fixed, or "learned_range", the network's: see `ddpm_learned_range`.
-
-    Returns:
-      clips as the denoiser predicts them (it may threshold), float32 or wider.
-
-    Raises:
-      ValueError: if an argument is out of its range, unknown, or missing.
-    """
-    if eta != 0.0 and sampler != "ddim":
-        raise ValueError(f'eta={eta} has a meaning only for sampler="ddim", not for {sampler!r}')
-    if variance not in get_args(Variance):
-        raise ValueError(f"unknown variance {variance!r}: use one of {get_args(Variance)}")
+    """Generates clips from noise, the state at the grid's first time: `time_grid`, `plan` and `follow`, which see."""
     times = time_grid(steps, schedule, spacing)
-    match sampler, variance:
-        case "ddim", "posterior":
-            return ddim(denoise_x0, x_T, key, schedule, times, eta)
-        case "ddpm", "posterior":
-            return ddpm(denoise_x0, x_T, key, schedule, times)
-        case "ddpm", "learned_range":
-            return ddpm_learned_range(denoise_x0, x_T, key, schedule, times)
-        case "dpm_solver_pp_2m", "posterior":
-            return dpm_solver_pp_2m(denoise_x0, x_T, schedule, times)
-        case "ddim" | "dpm_solver_pp_2m", _:
-            raise ValueError(f'variance={variance!r} has a meaning only for sampler="ddpm", not for {sampler!r}')
-        case _:
-            raise ValueError(f"unknown sampler {sampler!r}: use one of {get_args(Sampler)}")
+    return follow(plan(sampler, schedule, times, eta=eta, variance=variance), denoise_x0, x_T, key)
 
 
 def time_grid(steps: int, schedule: NoiseSchedule, spacing: str = "uniform") -> Float[np.ndarray, " {steps+1}"]:
@@ -137,117 +239,6 @@ def _distinct_levels(times: np.ndarray, levels: int) -> np.ndarray:
     return np.maximum(level, len(times) - order)  # and enough left for those behind
 
 
-def ddpm(
-    denoise_x0: Denoiser,
-    x_T: Float[Array, "*shape"],
-    key: Keys | None,
-    schedule: NoiseSchedule,
-    times: Float[np.ndarray, " times"],
-) -> Float[Array, "*shape"]:
-    """Ancestral sampling with the posterior variance of q(x_s | x_t, x0) (Ho et al. 2020, eq. 6-7): DDIM with eta = 1.
-
-    Arguments and errors as for `ddim`.
-    """
-    return ddim(denoise_x0, x_T, key, schedule, times, eta=1.0)
-
-
-def ddpm_learned_range(
-    denoise: VarianceDenoiser,
-    x_T: Float[Array, "*shape"],
-    key: Keys | None,
-    schedule: NoiseSchedule,
-    times: Float[np.ndarray, " times"],
-) -> Float[Array, "*shape"]:
-    """Ancestral sampling with the variance that the network asks for (Nichol & Dhariwal 2021, eq. 15; DeepFloyd IF).
-
-    Args:
-      denoise: `(x_t, t scalar) -> (x0, variance fraction)`, such as `prediction.x0_and_variance_denoiser`.
-      x_T, key, schedule, times: as for `ddim`. Between two times of the grid, beta is 1 - alpha_t^2 / alpha_s^2.
-
-    Raises:
-      ValueError: if times is out of range, or if key is None.
-    """
-    _check_times(times)
-    _check_key(key)
-
-    def step(x, inputs):
-        index, t, coefficients = inputs
-        x0, fraction = denoise(x, t)
-        noise = _step_noise(key, index, x)
-        return learned_range_step(x, x0.astype(x.dtype), fraction.astype(x.dtype), noise, coefficients), None
-
-    x = x_T.astype(jnp.promote_types(x_T.dtype, jnp.float32))
-    coefficients = tuple(a.astype(x.dtype) for a in learned_range_coefficients(schedule, times))
-    return jax.lax.scan(step, x, (jnp.arange(len(times) - 1), jnp.asarray(times[:-1]), coefficients))[0]
-
-
-def learned_range_step(
-    x_t: Float[Array, "*shape"],
-    x0: Float[Array, "*shape"],
-    fraction: Float[Array, "*shape"],
-    noise: Float[Array, "*shape"],
-    coefficients: tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""], Float[Array, ""]],
-) -> Float[Array, "*shape"]:
-    """One step of `ddpm_learned_range`, x_s = a x_t + b x0 + c e^(d fraction) noise, with (a, b, c, d) of this step.
-
-    The standard deviation c e^(d fraction) runs from the posterior's, fraction 0, to sqrt(beta), fraction 1, evenly in
-    the logarithm.
-    """
-    a, b, c, d = coefficients
-    return a * x_t + b * x0 + c * jnp.exp(d * fraction) * noise
-
-
-def learned_range_coefficients(
-    schedule: NoiseSchedule, times: Float[np.ndarray, " times"]
-) -> tuple[Float[Array, " steps"], Float[Array, " steps"], Float[Array, " steps"], Float[Array, " steps"]]:
-    """(a, b, c, d) of each `learned_range_step`; the last step, to t = 0, is x0 without noise.
-
-    The posterior's variance is beta sigma_s^2 / sigma_t^2 (Ho et al. 2020, eq. 7): d = log(sigma_t / sigma_s) leads
-    from its root to that of beta.
-    """
-    _, sigma = schedule.alpha_sigma(jnp.asarray(times[:-1]))
-    return *ddim_coefficients(schedule, times, eta=1.0), jnp.append(-jnp.diff(jnp.log(sigma)), 0.0)
-
-
-def ddim(
-    denoise_x0: Denoiser,
-    x_T: Float[Array, "*shape"],
-    key: Keys | None,
-    schedule: NoiseSchedule,
-    times: Float[np.ndarray, " times"],
-    eta: float = 0.0,
-) -> Float[Array, "*shape"]:
-    """DDIM (Song et al. 2021, eq. 12).
-
-    Args:
-      denoise_x0: `(x_t, t scalar) -> x0`.
-      x_T: the state at times[0].
-      key: step k's noise comes from `fold_in(key, k)`, of all clips or of each; unused, and may be None, if eta = 0.
-      schedule: relates t to alpha and sigma.
-      times: strictly decreasing from at most 1 to exactly 0, such as `time_grid`.
-      eta: in [0, 1]: 0 is deterministic, 1 is DDPM.
-
-    Raises:
-      ValueError: if times or eta is out of range, or if eta > 0 and key is None.
-    """
-    _check_times(times)
-    if not 0.0 <= eta <= 1.0:
-        raise ValueError(f"eta must be in [0, 1], got {eta}")
-    if eta > 0.0:
-        _check_key(key)
-
-    def step(x, inputs):
-        index, t, a, b, c = inputs
-        x_next = a * x + b * denoise_x0(x, t).astype(x.dtype)
-        if eta > 0.0:
-            x_next += c * _step_noise(key, index, x)
-        return x_next, None
-
-    x = x_T.astype(jnp.promote_types(x_T.dtype, jnp.float32))
-    coefficients = (a.astype(x.dtype) for a in ddim_coefficients(schedule, times, eta))
-    return jax.lax.scan(step, x, (jnp.arange(len(times) - 1), jnp.asarray(times[:-1]), *coefficients))[0]
-
-
 def ddim_coefficients(
     schedule: NoiseSchedule, times: Float[np.ndarray, " times"], eta: float
 ) -> tuple[Float[Array, " steps"], Float[Array, " steps"], Float[Array, " steps"]]:
@@ -267,30 +258,13 @@ def ddim_coefficients(
     return jnp.append(a, 0.0), jnp.append(b, 1.0), jnp.append(c, 0.0)
 
 
-def dpm_solver_pp_2m(
-    denoise_x0: Denoiser,
-    x_T: Float[Array, "*shape"],
-    schedule: NoiseSchedule,
-    times: Float[np.ndarray, " times"],
-) -> Float[Array, "*shape"]:
-    """DPM-Solver++(2M), second order, deterministic (Lu et al. 2022, algorithm 2).
+def _learned_range(schedule: NoiseSchedule, times: np.ndarray) -> Array:
+    """log(sigma_t / sigma_s) of each step, which leads from the posterior's standard deviation to that of beta.
 
-    The first step, without history, and the last, to t = 0, are of first order.
-
-    Arguments and errors as for `ddim`.
+    The posterior's variance is beta sigma_s^2 / sigma_t^2 (Ho et al. 2020, eq. 7).
     """
-    _check_times(times)
-
-    def step(carry, inputs):
-        x, previous_x0 = carry
-        t, a, b, c = inputs
-        x0 = denoise_x0(x, t).astype(x.dtype)
-        return (a * x + b * x0 + c * previous_x0, x0), None
-
-    x = x_T.astype(jnp.promote_types(x_T.dtype, jnp.float32))
-    coefficients = (a.astype(x.dtype) for a in _dpm_solver_coefficients(schedule, times))
-    (x, _), _ = jax.lax.scan(step, (x, jnp.zeros_like(x)), (jnp.asarray(times[:-1]), *coefficients))
-    return x
+    _, sigma = schedule.alpha_sigma(jnp.asarray(times[:-1]))
+    return jnp.append(-jnp.diff(jnp.log(sigma)), 0.0)
 
 
 def _dpm_solver_coefficients(schedule: NoiseSchedule, times: np.ndarray) -> tuple[Array, Array, Array]:
@@ -312,13 +286,3 @@ def _step_noise(key: Keys, index: Array, x: Array) -> Array:
     if key.ndim == 0:
         return jax.random.normal(jax.random.fold_in(key, index), x.shape, x.dtype)
     return jax.vmap(lambda clip_key, clip: _step_noise(clip_key, index, clip))(key, x)
-
-
-def _check_key(key: Keys | None) -> None:
-    if key is None:
-        raise ValueError("a stochastic sampler (ddpm, or ddim with eta > 0) needs a random key: pass key=")
-
-
-def _check_times(times: np.ndarray) -> None:
-    if len(times) < 2 or times[0] > 1.0 or times[-1] != 0.0 or not np.all(np.diff(times) < 0.0):
-        raise ValueError(f"times must fall strictly from at most 1 to exactly 0, as time_grid's do; got {times}")

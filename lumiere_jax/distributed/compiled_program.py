@@ -22,6 +22,13 @@ _CALLED = re.compile(r"(?:body|to_apply|calls)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _GROUPS = re.compile(r"replica_groups=(?:\[\d+,(\d+)\]|\{\{([\d,]+)\})")
 
+# libtpu's two ways to say how much is needed, and how much there is.
+_OUT_OF_MEMORY = (
+    re.compile(r"Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm"),
+    re.compile(r"required for HLO temporaries \(([\d.]+)([KMG])\) exceeds available HBM \(([\d.]+)([KMG])\)"),
+)
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
+
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
 
@@ -141,3 +148,12 @@ def _sent(operation: str, instruction: _Instruction, is_scattered: bool) -> floa
             return size * (chips - 1)  # its type is the part that a chip keeps
         case _:
             return size * (chips - 1) / chips
+
+
+def memory_that_is_missing(message: str) -> dict[str, int] | None:
+    """Bytes that libtpu says are needed and available on a chip; None if it failed for another reason."""
+    found = next(filter(None, (pattern.search(message) for pattern in _OUT_OF_MEMORY)), None)
+    if "RESOURCE_EXHAUSTED" not in message or found is None:
+        return None
+    needed, available = (int(float(found[i]) * _UNITS[found[i + 1]]) for i in (1, 3))
+    return {"needed": needed, "available": available, "missing": needed - available}

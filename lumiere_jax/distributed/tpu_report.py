@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.metadata
-import re
 import time
 from typing import Any
 
@@ -11,18 +10,12 @@ import ml_collections
 
 from lumiere_jax.abstract_program import PROGRAMS, needed_flops
 from lumiere_jax.distributed import tpu_slice
-from lumiere_jax.distributed.compiled_program import cost_of
+from lumiere_jax.distributed.compiled_program import cost_of, memory_that_is_missing
 from lumiere_jax.distributed.mesh import make_mesh
 from lumiere_jax.distributed.model_flops import peak_flops
 from lumiere_jax.train_setup import check_batches
 
 _GIB = 2**30
-# libtpu's two ways to say how much is needed, and how much there is.
-_OUT_OF_MEMORY = (
-    re.compile(r"Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm"),
-    re.compile(r"required for HLO temporaries \(([\d.]+)([KMG])\) exceeds available HBM \(([\d.]+)([KMG])\)"),
-)
-_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +44,7 @@ class Report:
     batch_size: int
     mesh: dict[str, int]
     fsdp: bool
-    remat: dict[str, str]
+    remat: dict[str, str | int]
     versions: dict[str, str]
     effort: float
     compile_seconds: float
@@ -195,12 +188,3 @@ def _read(
         "utilisation": needed / (peak * step),
         **training,
     }
-
-
-def memory_that_is_missing(message: str) -> dict[str, int] | None:
-    """Bytes that libtpu says are needed and available on a chip; None if it failed for another reason."""
-    found = next(filter(None, (pattern.search(message) for pattern in _OUT_OF_MEMORY)), None)
-    if "RESOURCE_EXHAUSTED" not in message or found is None:
-        return None
-    needed, available = (int(float(found[i]) * _UNITS[found[i + 1]]) for i in (1, 3))
-    return {"needed": needed, "available": available, "missing": needed - available}

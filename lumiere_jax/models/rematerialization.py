@@ -72,18 +72,28 @@ class Rematerialization:
     # and again in the backward pass: the weights of one frame lie in memory at a time. Of 40 frames and 10 heads they
     # take 27 GB in float32.
     attention: str = "whole"
+    # The first so many blocks have the policy "full", whatever `block` says: their values are kept longest of all. For
+    # what little is missing to fit.
+    full_blocks: int = 0
 
     def __post_init__(self):
-        for field, policy in dataclasses.asdict(self).items():
-            known = ("whole", "frame_by_frame") if field == "attention" else POLICIES
+        for field in ("block", "spatial", "temporal", "attention"):
+            policy, known = getattr(self, field), ("whole", "frame_by_frame") if field == "attention" else POLICIES
             if policy not in known:
                 raise ValueError(f"remat.{field}={policy!r}: use one of {', '.join(known)}")
+        if self.full_blocks < 0:
+            raise ValueError(f"remat.full_blocks={self.full_blocks}: give a number of blocks, 0 for none")
         inside = {field: getattr(self, field) for field in ("spatial", "temporal")}
-        if self.block != "none" and set(inside.values()) != {"none"}:
+        if (self.block != "none" or self.full_blocks) and set(inside.values()) != {"none"}:
             raise ValueError(
-                f"remat.block={self.block!r} covers what is inside of a block, which would be computed a third time "
-                f"with {inside}: set these to 'none', or remat.block"
+                f"remat.block={self.block!r} with remat.full_blocks={self.full_blocks} covers what is inside of a "
+                f"block, which would be computed a third time with {inside}: set these to 'none', or remat.block to "
+                "'none' and remat.full_blocks to 0"
             )
+
+    def policy_of_block(self, number: int) -> str:
+        """The policy of a layer of the U-Net, of which the first has number 0."""
+        return "full" if number < self.full_blocks else self.block
 
 
 class Rematerializable(nnx.Module):

@@ -10,8 +10,9 @@ attention after it form one `SpatialLayer`: the "pre-trained spatial layer(s)" t
 
 import dataclasses
 import functools
+import itertools
 import math
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -358,7 +359,11 @@ class UNet2D(Rematerializable):
         """
         height, width = x.shape[2:4]
         embedding, context = self.condition(time, text, text_mask, noise_level)
-        run = functools.partial(checkpointed, self.remat.block, _run_layer)
+        numbers = itertools.count()
+
+        def run(layer: nnx.Module, *inputs: Any) -> Array:
+            return checkpointed(self.remat.policy_of_block(next(numbers)), _run_layer, layer, *inputs)
+
         h = self.conv_in(self._pad(x))
         skips = [h]
         for level in self.down:
@@ -375,7 +380,7 @@ class UNet2D(Rematerializable):
             if level.resize is not None:
                 h = run(level.resize, h, None, embedding, context)
         output = functools.partial(_run_output, self.config.act_fn)
-        h = checkpointed(self.remat.block, output, self.conv_norm_out, self.conv_out, h)
+        h = checkpointed(self.remat.policy_of_block(next(numbers)), output, self.conv_norm_out, self.conv_out, h)
         return h[:, :, :height, :width]
 
     def condition(

@@ -13,16 +13,11 @@ import numpy as np
 import pytest
 
 from lumiere_jax.diffusion.guidance import dynamic_threshold
+from lumiere_jax.diffusion.multidiffusion import Windows
 from lumiere_jax.diffusion.noise_schedule import CosineSchedule, DiscreteCosineSchedule
 from lumiere_jax.diffusion.prediction import x0_and_variance_denoiser, x0_denoiser
-from lumiere_jax.diffusion.samplers import (
-    ddpm_learned_range,
-    learned_range_coefficients,
-    learned_range_step,
-    sample,
-    time_grid,
-)
-from lumiere_jax.pipelines.text_to_video import Settings, generate
+from lumiere_jax.diffusion.samplers import advance, follow, plan, sample, time_grid
+from lumiere_jax.pipelines.generation import Settings, generate
 
 SCHEDULE = DiscreteCosineSchedule()
 
@@ -67,13 +62,13 @@ def restated_step(x, x0, v, noise, level, next_level, alphas_cumprod):
 
 
 def our_step(x, x0, v, noise, level, next_level):
-    """`learned_range_step` between two levels; everything [batch, ..., channels]."""
+    """A step of DDPM with learned variance between two levels; everything [batch, ..., channels]."""
     times = np.array([level + 1, next_level + 1, 0][: 3 if next_level >= 0 else 2]) / 1000
 
     @jax.jit
-    def step(*arrays):
-        coefficients = tuple(c[0].astype(arrays[0].dtype) for c in learned_range_coefficients(SCHEDULE, times))
-        return learned_range_step(*arrays, coefficients)
+    def step(x, x0, fraction, noise):
+        steps = plan("ddpm", SCHEDULE, times, variance="learned_range")
+        return advance(steps.step(0), x, x0, noise=noise, fraction=fraction)
 
     return step(x, x0, 0.5 * (v + 1), noise)
 
@@ -245,7 +240,7 @@ def test_stage_2_loop_in_windows_is_the_published_one(inputs):
     MultiDiffusion averages v as it averages epsilon.
     """
     x, low_res, texts = inputs
-    settings = dataclasses.replace(STAGE_1, guidance_weight=4.0, threshold_maximum=1.0, window=4, overlap=1)
+    settings = dataclasses.replace(STAGE_1, guidance_weight=4.0, threshold_maximum=1.0, windows=Windows((4, 1)))
     windows = [slice(0, 4), slice(2, 6)]  # the second one moved back to end with the clip
     with jax.enable_x64(True):
         ours, expected = run_both(settings, x, texts, jnp.float64, low_res, np.array([0.251, 0.001]), windows=windows)
@@ -291,9 +286,9 @@ def test_errors():
     with pytest.raises(ValueError, match="unknown objective 'noise'"):
         x0_and_variance_denoiser(lambda x, t: x, SCHEDULE, "noise")
     with pytest.raises(ValueError, match="needs a random key"):
-        ddpm_learned_range(lambda x, t: (x, x), x, None, SCHEDULE, time_grid(2, SCHEDULE))
+        follow(plan("ddpm", SCHEDULE, time_grid(2, SCHEDULE), variance="learned_range"), lambda x, t: (x, x), x)
     with pytest.raises(ValueError, match="times must fall strictly"):
-        ddpm_learned_range(lambda x, t: (x, x), x, key, SCHEDULE, np.array([0.5, 0.7, 0.0]))
+        plan("ddpm", SCHEDULE, np.array([0.5, 0.7, 0.0]), variance="learned_range")
     with pytest.raises(ValueError, match="this one is continuous"):
         time_grid(10, CosineSchedule(), "leading")
     run = functools.partial(sample, lambda x, t: x, x, schedule=SCHEDULE, steps=2, key=key)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from lumiere_jax import train_step
-from lumiere_jax.diffusion.low_resolution import augment, check_level, downsample, upsample
+from lumiere_jax.diffusion.low_resolution import augment, check_level, downsample, upsample, upsample_part
 from lumiere_jax.diffusion.noise_schedule import CosineSchedule, DiscreteCosineSchedule
 
 
@@ -120,3 +120,13 @@ def test_levels_out_of_range():
         ValueError, match=r"noise_level=0.0: level i of .* \(i \+ 1\) / 1000; give a time from 0.001 to 1"
     ):
         check_level("sampling.noise_level", 0.0, DiscreteCosineSchedule())
+
+
+@pytest.mark.parametrize("align_corners", [True, False])
+def test_a_part_of_the_enlarged_video_is_enlarged_alone(align_corners):
+    video = jnp.asarray(np.random.default_rng(0).normal(size=(1, 2, 5, 6, 3)), jnp.float32)
+    whole = upsample(video, 20, 24, align_corners=align_corners)
+    part = jax.jit(
+        lambda top, left: upsample_part(video[0], (20, 24), (top, left), (7, 9), align_corners=align_corners)
+    )(11, 15)
+    np.testing.assert_allclose(part, whole[0, :, 11:18, 15:24], atol=1e-6)

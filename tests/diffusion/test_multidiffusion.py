@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lumiere_jax.diffusion.guidance import classifier_free_guidance
-from lumiere_jax.diffusion.multidiffusion import _average, multidiffusion, window_starts, window_weights
+from lumiere_jax.diffusion.multidiffusion import Windows, multidiffusion, window_shares, window_starts, window_weights
 from lumiere_jax.diffusion.noise_schedule import CosineSchedule
 from lumiere_jax.diffusion.prediction import x0_denoiser
 from lumiere_jax.diffusion.samplers import sample
@@ -44,7 +44,7 @@ def least_squares(denoise_window, x, window, overlap, weights):
 @pytest.mark.parametrize("kind", ["uniform", "feathered"])
 def test_solves_the_least_squares_problem(frames, window, overlap, kind):
     x, t = clip(frames), jnp.array(0.3)
-    result = jax.jit(multidiffusion(mixing_denoiser, window=window, overlap=overlap, weights=kind))(x, t)
+    result = jax.jit(multidiffusion(mixing_denoiser, Windows((window, overlap), weights=kind)))(x, t)
     weights = window_weights(window, kind)
     expected = least_squares(lambda cut: mixing_denoiser(cut, t), x, window, overlap, weights)
     np.testing.assert_allclose(result, expected, atol=2e-6)
@@ -75,14 +75,14 @@ def test_partition_of_unity(kind):
     """A denoiser that treats frames alone is left as it is, however the windows lie."""
     for frames, window, overlap in [(20, 8, 2), (19, 8, 7), (9, 4, 0)]:
         x = clip(frames)
-        denoise = multidiffusion(lambda x, t: 2 * x, window=window, overlap=overlap, weights=kind)
+        denoise = multidiffusion(lambda x, t: 2 * x, Windows((window, overlap), weights=kind))
         result = jax.jit(denoise)(x, jnp.array(0.5))
         np.testing.assert_allclose(result, 2 * np.asarray(x), rtol=1e-6)
 
 
 def test_frames_of_one_window_are_its_prediction():
     x, t = clip(14), jnp.array(0.5)
-    result = jax.jit(multidiffusion(mixing_denoiser, window=8, overlap=2, weights="feathered"))(x, t)
+    result = jax.jit(multidiffusion(mixing_denoiser, Windows((8, 2), weights="feathered")))(x, t)
     first = jax.jit(mixing_denoiser)(x[:, :8], t)
     # to the last bit but for the order in which the compiler sums the window's mean
     np.testing.assert_allclose(result[:, :6], first[:, :6], rtol=3e-7, atol=3e-7)
@@ -103,17 +103,73 @@ def test_at_most_one_window_is_one_plain_call(frames):
         return mixing_denoiser(x, t) + mask
 
     x, t, mask = clip(frames), jnp.array([0.2, 0.7]), clip(frames, channels=1, seed=1)
-    result = multidiffusion(recording, window=8, overlap=2)(x, t, mask)
+    result = multidiffusion(recording, Windows((8, 2)))(x, t, mask)
     np.testing.assert_array_equal(result, mixing_denoiser(x, t) + mask)
     assert shapes == [(x.shape, (2,), mask.shape)]
 
 
 def test_order_of_the_windows_does_not_matter():
-    predictions = jnp.asarray(np.random.default_rng(3).normal(size=(4, 2, 5, 2, 3, 3)).astype(np.float32))
-    starts, weights = (0, 3, 6, 8), window_weights(5, "feathered")
-    order = [2, 0, 3, 1]
-    shuffled = _average(predictions[jnp.array(order)], tuple(starts[i] for i in order), weights, 13)
-    np.testing.assert_allclose(shuffled, _average(predictions, starts, weights, 13), atol=1e-6)
+    """A clip played backwards has the same windows in the opposite order."""
+    x, t = clip(20), jnp.array(0.4)
+    denoise = jax.jit(
+        multidiffusion(lambda x, t: x * x.mean(axis=1, keepdims=True), Windows((8, 2), weights="feathered"))
+    )
+    np.testing.assert_allclose(denoise(x[:, ::-1], t)[:, ::-1], denoise(x, t), atol=1e-6)
+
+
+def tile_denoiser(x, t):
+    """A prediction that depends on where a pixel stands in its window, along each axis."""
+    _, frames, height, width, _ = x.shape
+    f, h, w = jnp.meshgrid(*(jnp.arange(n, dtype=x.dtype) for n in (frames, height, width)), indexing="ij")
+    return x * (1 + t) + (0.1 * f + 0.3 * h * h - 0.2 * w)[None, ..., None] + x.mean((1, 2, 3), keepdims=True)
+
+
+@pytest.mark.parametrize("kind", ["uniform", "feathered"])
+@pytest.mark.parametrize("window_batch", [None, 5])
+def test_tiles_solve_the_least_squares_problem(kind, window_batch):
+    """Windows along all three axes, each pixel's normal equation by itself, in float64."""
+    generator = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        x, t = generator.normal(size=(2, 7, 9, 10, 3)), 0.5
+        windows = Windows((3, 1), (5, 2), (4, 2), kind)
+        result = np.asarray(jax.jit(multidiffusion(tile_denoiser, windows, window_batch=window_batch))(x, t))
+        assert result.dtype == np.float64
+        weights = np.einsum("f,h,w->fhw", *(window_weights(n, kind) for n in (3, 5, 4)))[None, ..., None]
+        weighted, total = np.zeros_like(x), np.zeros_like(x)
+        for f in (0, 2, 4):
+            for h in (0, 3, 4):
+                for w in (0, 2, 4, 6):
+                    box = np.s_[:, f : f + 3, h : h + 5, w : w + 4]
+                    weighted[box] += weights * np.asarray(tile_denoiser(x[box], t))
+                    total[box] += weights
+        assert total.min() > 0
+        np.testing.assert_allclose(result, weighted / total, atol=1e-12)
+
+
+def test_masks_are_cut_into_tiles_with_the_clip():
+    x = clip(6)[:, :, :, :2]
+    mask = jnp.cumsum(jnp.ones_like(x[..., :1]), axis=3)
+    denoise = multidiffusion(lambda x, t, mask: x + mask, Windows((4, 2), width=(1, 0)))
+    np.testing.assert_allclose(denoise(x, jnp.array(0.1), mask), x + mask, rtol=1e-6)
+    with pytest.raises(ValueError, match=r"per_frame array 0 has shape \(2, 6, 1\).*\(batch, frames, height, width\)"):
+        denoise(x, jnp.array(0.1), mask[:, :, 0, 0])
+
+
+def test_windows_that_overwrite():
+    """Show-1's way: a frame is the later window's."""
+    shares = window_shares(11, 4, 2, "latest")
+    np.testing.assert_array_equal(shares, [[1, 1, 0, 0], [1, 1, 0, 0], [1, 1, 0, 0], [1, 0, 0, 0], [1, 1, 1, 1]])
+    x, t = clip(11), jnp.array(0.3)
+    result = multidiffusion(mixing_denoiser, Windows((4, 2), weights="latest"))(x, t)
+    expected = np.zeros_like(x)
+    for start in (0, 2, 4, 6, 7):
+        expected[:, start : start + 4] = mixing_denoiser(x[:, start : start + 4], t)
+    np.testing.assert_allclose(result, expected, atol=1e-6)
+
+
+def test_overhead_of_the_papers_windows():
+    assert Windows((8, 2)).of((80, 1024, 1024)).overhead == pytest.approx(1.3)
+    assert Windows((8, 0), (512, 0), (512, 0)).of((80, 1024, 1024)).overhead == 1.0
 
 
 @pytest.mark.parametrize("window_batch", [None, 1, 2, 3, 5, 99])
@@ -136,7 +192,7 @@ def test_conditioning_follows_its_window_and_its_clip(window_batch):
         assert x.shape[0] in (batch * n for n in (1, 2, 3, 5, 6, 99))
         return jnp.concatenate([x, wrong], axis=-1)
 
-    denoise = jax.jit(multidiffusion(checking, window=5, overlap=2, window_batch=window_batch))
+    denoise = jax.jit(multidiffusion(checking, Windows((5, 2)), window_batch=window_batch))
     result = denoise(x, t, per_frame, per_clip=(per_clip,))
     assert result.shape == (batch, frames, 2, 2, 6)
     np.testing.assert_allclose(result[..., :3], x, rtol=1e-6)
@@ -150,10 +206,10 @@ def test_window_batch_changes_nothing_but_the_batch():
         sizes.append(x.shape[0])
         return mixing_denoiser(x, t)
 
-    whole = jax.jit(multidiffusion(recording, window=5, overlap=1))(x, jnp.array(0.5))
+    whole = jax.jit(multidiffusion(recording, Windows((5, 1))))(x, jnp.array(0.5))
     assert sizes == [5 * 2]
     sizes.clear()
-    chunked = jax.jit(multidiffusion(recording, window=5, overlap=1, window_batch=2))(x, jnp.array(0.5))
+    chunked = jax.jit(multidiffusion(recording, Windows((5, 1)), window_batch=2))(x, jnp.array(0.5))
     assert set(sizes) == {2 * 2}
     np.testing.assert_allclose(chunked, whole, atol=1e-6)
 
@@ -172,24 +228,26 @@ def test_samplers_and_guidance_are_unaware_of_it():
 
     guided = classifier_free_guidance(pair, 3.0)
     np.testing.assert_allclose(
-        generate(multidiffusion(guided, window=4, overlap=2, window_batch=2)), generate(guided), atol=1e-5
+        generate(multidiffusion(guided, Windows((4, 2)), window_batch=2)), generate(guided), atol=1e-5
     )
 
 
 def test_errors():
     for arguments, message in [
-        ((8, 9, 2), "window=9 is longer than the clip's frames=8"),
-        ((8, 0, 0), "window must be at least 1 frame, got 0"),
-        ((8, 4, 4), r"overlap must be in \[0, window=4\), got 4"),
-        ((8, 4, -1), r"overlap must be in \[0, window=4\), got -1"),
+        ((8, 9, 2), "a window of frames=9 is longer than the clip's frames=8"),
+        ((8, 0, 0), "window must be at least 1 along frames, got 0"),
+        ((8, 4, 4), r"overlap must be in \[0, window=4\) along frames, got 4"),
+        ((8, 4, -1), r"overlap must be in \[0, window=4\) along frames, got -1"),
     ]:
         with pytest.raises(ValueError, match=message):
             window_starts(*arguments)
+    with pytest.raises(ValueError, match=r"overlap must be in \[0, window=8\) along width, got 8"):
+        Windows((4, 1), width=(8, 8))
     with pytest.raises(ValueError, match="overlap must be in"):
-        multidiffusion(mixing_denoiser, window=4, overlap=5)
+        multidiffusion(mixing_denoiser, Windows((4, 5)))
     with pytest.raises(ValueError, match="unknown weights 'gaussian'"):
-        multidiffusion(mixing_denoiser, window=4, overlap=1, weights="gaussian")
+        multidiffusion(mixing_denoiser, Windows((4, 1), weights="gaussian"))
     with pytest.raises(ValueError, match="window_batch must be at least 1"):
-        multidiffusion(mixing_denoiser, window=4, overlap=1, window_batch=0)
+        multidiffusion(mixing_denoiser, Windows((4, 1)), window_batch=0)
     with pytest.raises(ValueError, match=r"per_frame array 0 has shape \(2, 77, 8\).*per_clip"):
-        multidiffusion(mixing_denoiser, window=4, overlap=1)(clip(9), jnp.array(0.5), jnp.zeros((2, 77, 8)))
+        multidiffusion(mixing_denoiser, Windows((4, 1)))(clip(9), jnp.array(0.5), jnp.zeros((2, 77, 8)))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lumiere_jax.diffusion.noise_schedule import CosineSchedule, DiscreteCosineSchedule
-from lumiere_jax.diffusion.samplers import MIN_TIME, ddim, ddim_coefficients, ddpm, dpm_solver_pp_2m, sample, time_grid
+from lumiere_jax.diffusion.samplers import MIN_TIME, ddim_coefficients, follow, plan, sample, time_grid
 
 MEAN, STD = 0.4, 0.3  # of every element of the data
 SCHEDULES = [CosineSchedule(), DiscreteCosineSchedule()]
@@ -45,10 +45,7 @@ ORDERS = {"ddim": 1, "dpm_solver_pp_2m": 2}
 
 
 def solve(name, x, schedule, times):
-    denoise = gaussian_denoiser(schedule)
-    if name == "ddim":
-        return jax.jit(lambda x: ddim(denoise, x, None, schedule, times))(x)
-    return jax.jit(lambda x: dpm_solver_pp_2m(denoise, x, schedule, times))(x)
+    return jax.jit(lambda x: follow(plan(name, schedule, times), gaussian_denoiser(schedule), x))(x)
 
 
 def converging_grid(steps, schedule, spacing):
@@ -131,7 +128,7 @@ def test_ddpm_has_the_right_moments(schedule, steps):
     size = 20_000
     noise_key, key = jax.random.split(jax.random.key(0))
     times = time_grid(steps, schedule)
-    run = jax.jit(lambda x: ddpm(gaussian_denoiser(schedule), x, key, schedule, times))
+    run = jax.jit(lambda x: follow(plan("ddpm", schedule, times), gaussian_denoiser(schedule), x, key))
     result = run(jax.random.normal(noise_key, (size,)))
     mean, variance = ddpm_moments(schedule, times)
     tolerances = 5 * np.sqrt(variance / size), 5 * variance * np.sqrt(2 / size)  # 5 standard errors
@@ -256,4 +253,4 @@ def test_errors():
         sample(lambda x, t: x, x, schedule=DiscreteCosineSchedule(), steps=1001)
     for times in ([1.0], [1.0, 0.5], [0.5, 0.7, 0.0], [1.5, 0.0], [1.0, 0.5, 0.5, 0.0]):
         with pytest.raises(ValueError, match="times must fall strictly"):
-            dpm_solver_pp_2m(lambda x, t: x, x, CosineSchedule(), np.array(times))
+            plan("dpm_solver_pp_2m", CosineSchedule(), np.array(times))

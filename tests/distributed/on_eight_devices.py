@@ -16,6 +16,7 @@ from random_runs import random_run
 from random_unets import randomised, smallest_stunet
 
 from lumiere_jax.checkpoints.checkpointing import load_tree, save_tree
+from lumiere_jax.diffusion.multidiffusion import Windows, multidiffusion
 from lumiere_jax.diffusion.noise_schedule import CosineSchedule
 from lumiere_jax.distributed import partitioning
 from lumiere_jax.distributed.mesh import AXES, make_mesh
@@ -29,7 +30,9 @@ from lumiere_jax.distributed.partitioning import (
 )
 from lumiere_jax.models import parameter_partition
 from lumiere_jax.models.text_to_video import TextToVideo
-from lumiere_jax.pipelines.text_to_video import Settings, generate, sample_in_batches, sample_videos, super_resolve
+from lumiere_jax.pipelines.generation import Settings, generate
+from lumiere_jax.pipelines.super_resolution import super_resolve
+from lumiere_jax.pipelines.text_to_video import sample_in_batches, sample_videos
 from lumiere_jax.train_setup import jit_update
 from lumiere_jax.train_step import Batch, Objective, create_state, train_step
 
@@ -269,7 +272,7 @@ def test_sampling_that_does_not_divide():
     with pytest.raises(ValueError, match="clips of height 6 cannot be divided over rows=4"):
         sample_videos(run, PROMPTS, size=(6, 8))
     with pytest.raises(ValueError, match=r"batch_size=3 cannot be divided over 2 devices .* multiple of 2"):
-        sample_in_batches(run, None, PROMPTS, seed=0, batch_size=3)
+        sample_in_batches(run, PROMPTS, seed=0, batch_size=3)
 
 
 def test_a_whole_batch_is_cut_by_clip():
@@ -281,6 +284,29 @@ def test_a_whole_batch_is_cut_by_clip():
         np.testing.assert_array_equal(blocks(placed["number"])[device.id], np.arange(8)[clips])
 
 
+def test_windows_of_one_clip_on_eight_devices_are_averaged_by_one_collective():
+    """Each device denoises one of eight windows; what it found of the clip is added up."""
+
+    def denoiser(x, t, mask):
+        position = jnp.arange(x.shape[1], dtype=x.dtype).reshape(1, -1, 1, 1, 1)
+        return (x.mean(1, keepdims=True) * (1 + position) + t * x) * mask
+
+    def run(x, mask, sharding):
+        denoise = multidiffusion(denoiser, Windows((8, 2), weights="feathered"), sharding=sharding)
+        return denoise(x, jnp.float32(0.3), mask)
+
+    x, mask = np.random.default_rng(0).normal(size=(2, 1, 50, 4, 4, 3)).astype(np.float32)
+    mesh = make_mesh()
+    divided = jax.jit(functools.partial(run, sharding=batch_sharding(mesh)), out_shardings=replicated(mesh))
+    compiled = divided.lower(*place(mesh, (x, mask))).compile()
+    program = compiled.as_text()
+    assert re.search(r"f32\[(1,)?8,4,4,3\]", program)
+    assert len(re.findall(r"\ball-reduce(?:-start)?\(", program)) == 1
+    assert not re.findall(r"\b(?:all-gather|all-to-all|collective-permute|reduce-scatter)[\w-]*\(", program)
+    expected = jax.jit(functools.partial(run, sharding=None))(x, mask)
+    np.testing.assert_allclose(compiled(*place(mesh, (x, mask))), expected, atol=1e-5)
+
+
 def test_guidance_windows_and_noise_stay_on_their_clips_device():
     def predict(x_t, t, text, low_res, noise_level):
         return x_t * t[:, None, None, None, None] + low_res * text.mean((1, 2))[:, None, None, None, None]
@@ -289,7 +315,7 @@ def test_guidance_windows_and_noise_stay_on_their_clips_device():
         keys = jax.vmap(jax.random.key)(numbers)
         return generate(predict, noise, (text, -text), noise, noise[:, 0, 0, 0, 0], keys, settings)
 
-    settings = Settings(SCHEDULE, "v", "ddpm", 2, 3.0, "static", window=3, overlap=1, window_batch=2)
+    settings = Settings(SCHEDULE, "v", "ddpm", 2, 3.0, "static", windows=Windows((3, 1)), window_batch=2)
     shapes = (np.arange(8, dtype=np.int32), np.zeros((8, 6, 4, 4, 3), np.float32), np.zeros((8, 2, 3), np.float32))
     program = jax.jit(run).lower(*divide_batch(make_mesh(), shapes)).compile().as_text()
     assert "f32[1,6,4,4,3]" in program  # one clip for each

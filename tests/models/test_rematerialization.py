@@ -20,7 +20,9 @@ from lumiere_jax.models.temporal import ConvInflationBlock, TemporalAttention
 from lumiere_jax.models.unet2d import ResnetBlock, SpatialAttention, UNet2DConfig
 
 UNETS = {"inflated": smallest_stunet, "image": lambda: deflate(smallest_stunet())}
-POLICIES = [Rematerialization(**fields) for fields in CHOICES]
+POLICIES = [
+    Rematerialization(**fields) for fields in (*CHOICES[:2], {"block": "products", "full_blocks": 2}, *CHOICES[2:])
+]
 NOTHING, *OTHERS = POLICIES
 
 
@@ -115,6 +117,13 @@ def test_the_table_goes_from_the_most_memory_to_the_least():
     assert sizes == sorted(set(sizes), reverse=True)
 
 
+def test_the_first_blocks_may_keep_less_than_the_others():
+    sizes = [kept("inflated", block="products", full_blocks=number) for number in range(4)]
+    assert sizes == sorted(set(sizes), reverse=True)
+    # A number beyond all blocks is another way to say "full".
+    assert kept("inflated", block="products", full_blocks=99) == kept("inflated", block="full")
+
+
 def test_attention_weights_are_computed_again():
     """They are the one value that grows with the square of the tokens, and `products` is not to keep them."""
 
@@ -200,5 +209,11 @@ def test_unknown_policy(field):
 
 
 def test_policies_inside_of_a_block_that_has_one():
-    with pytest.raises(ValueError, match=r"remat.block='full' covers .* \{'spatial': 'none', 'temporal': 'products'\}"):
+    with pytest.raises(ValueError, match=r"remat.full_blocks=-1: give a number of blocks"):
+        Rematerialization(full_blocks=-1)
+    with pytest.raises(ValueError, match=r"remat.full_blocks=1 covers .* set these to 'none', or"):
+        Rematerialization(full_blocks=1, spatial="full")
+    with pytest.raises(
+        ValueError, match=r"remat.block='full' .*covers .* \{'spatial': 'none', 'temporal': 'products'\}"
+    ):
         Rematerialization(block="full", temporal="products")

@@ -15,7 +15,8 @@ from lumiere_jax.diffusion.low_resolution import upsample
 from lumiere_jax.distributed.mesh import make_mesh
 from lumiere_jax.models.text_to_video import TextToVideo
 from lumiere_jax.models.unet2d import UNet2D
-from lumiere_jax.pipelines.text_to_video import sampling_settings, super_resolve
+from lumiere_jax.pipelines.generation import sampling_settings
+from lumiere_jax.pipelines.super_resolution import super_resolve
 from lumiere_jax.text.t5_encoder import T5Config, T5Encoder
 from lumiere_jax.text.tokenizer import train_tokenizer
 

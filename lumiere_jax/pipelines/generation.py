@@ -1,0 +1,219 @@
+"""Sampling as pure functions of a network: what a config asks for, guidance, and the loop over noise levels.
+
+Everything wraps the network in the same order: network -> guidance -> MultiDiffusion (predictions are averaged) ->
+x0 -> threshold -> sampler. A learned variance takes the same way, but for guidance and threshold, which leave it alone.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, get_args
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+from jaxtyping import Array, Float
+
+from lumiere_jax.diffusion import guidance, low_resolution, noise_schedule, prediction, samplers
+from lumiere_jax.diffusion.multidiffusion import Windows, multidiffusion
+from lumiere_jax.models.unet2d import UNet2DConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What a compiled sampling program is specialised to. No value is from the paper but the window's overlap."""
+
+    schedule: noise_schedule.NoiseSchedule
+    prediction: str
+    sampler: str
+    steps: int
+    guidance_weight: float  # DeepFloyd IF: 7 at stage I, 4 at stage II
+    threshold: str
+    threshold_percentile: float = 0.95  # of "dynamic": DeepFloyd IF's
+    threshold_maximum: float = 1.5  # of "dynamic": DeepFloyd IF's stage I; its stage II has 1
+    spacing: str = "uniform"
+    variance: str = "posterior"  # of ddpm's steps; the other samplers have no use for it
+    align_corners: bool = True  # of the enlarged low-resolution video, as in training
+    guidance_interval: tuple[float, float] = (0.0, 1.0)  # the diffusion times at which clips are guided
+    windows: Windows | None = None  # None: all frames in one pass, as the base model makes them
+    window_batch: int | None = None  # of each clip; None: all at once, or as many as are worth it
+
+    def __post_init__(self):
+        for field, known in (
+            ("threshold", ("dynamic", "static", "none")),
+            ("sampler", get_args(samplers.Sampler)),
+            ("variance", get_args(samplers.Variance)),
+        ):
+            if getattr(self, field) not in known:
+                raise ValueError(f"{field}={getattr(self, field)!r}: use one of {', '.join(known)}")
+        if not 0.0 <= self.threshold_percentile <= 1.0:
+            raise ValueError(f"threshold_percentile={self.threshold_percentile}: give a share from 0 to 1")
+        if self.threshold_maximum < 1.0:
+            raise ValueError(f"threshold_maximum={self.threshold_maximum}: give a number from 1, the range of a clip")
+        if self.steps < 1:
+            raise ValueError(f"steps={self.steps}: sampling takes at least one step")
+        samplers.time_grid(self.steps, self.schedule, self.spacing)  # raises on steps or spacing that do not fit
+        if not 0.0 <= self.guidance_weight < 1e3:
+            raise ValueError(f"guidance={self.guidance_weight}: use a weight from 0; 1 is no guidance")
+        first, last = self.guidance_interval
+        if not 0.0 <= first <= last <= 1.0:
+            raise ValueError(f"guidance_interval={self.guidance_interval}: give two diffusion times, 0 to 1, in order")
+
+    @property
+    def learns_variance(self) -> bool:
+        """Whether the sampler asks the network for its variance."""
+        return self.sampler == "ddpm" and self.variance == "learned_range"
+
+    def plan(self) -> samplers.Plan:
+        """The sampler's steps."""
+        times = samplers.time_grid(self.steps, self.schedule, self.spacing)
+        variance = self.variance if self.learns_variance else "posterior"
+        return samplers.plan(self.sampler, self.schedule, times, variance=variance)
+
+    def to_x0(self, denoiser: prediction.Denoiser) -> prediction.Denoiser | prediction.VarianceDenoiser:
+        """The x0 denoiser, with threshold and learned variance, of one that predicts as the network does."""
+        dynamic = functools.partial(
+            guidance.dynamic_threshold, percentile=self.threshold_percentile, maximum=self.threshold_maximum
+        )
+        thresholds = {"dynamic": dynamic, "static": guidance.static_threshold, "none": None}
+        to_x0 = prediction.x0_and_variance_denoiser if self.learns_variance else prediction.x0_denoiser
+        return to_x0(denoiser, self.schedule, self.prediction, threshold=thresholds[self.threshold])
+
+
+def sampling_settings(
+    config: ml_collections.ConfigDict,
+    *,
+    steps: int | None = None,
+    guidance_weight: float | None = None,
+    guidance_interval: tuple[float, float] | None = None,
+    sampler: str | None = None,
+    window: tuple[int, int] | None = None,
+    tile: tuple[int, int] | None = None,
+) -> Settings:
+    """The sampling that a run's config asks for, with what a caller chooses otherwise.
+
+    Args:
+      config: of a run.
+      steps, guidance_weight, guidance_interval, sampler: see `Settings`; default: the config's.
+      window: (frames of a window, frames that neighbours share): MultiDiffusion in time. Default: the config's for
+        super-resolution, else none.
+      tile: (pixels of a side, pixels that neighbours share): MultiDiffusion in space. Default: likewise.
+
+    Raises:
+      ValueError: a value is unknown or out of range, or a learned variance is asked of a network that has none.
+    """
+    defaults = config.sampling
+    fields = config.get("multidiffusion", {})
+    if fields:
+        window = (config.clip.frames, fields.overlap) if window is None else window
+        if tile is None and fields.get("tile", 0):
+            tile = (fields.tile, fields.tile_overlap)
+    windows = None
+    if window or tile:
+        frames = (config.clip.frames, 0) if window is None else window
+        windows = Windows(frames, tile, tile, fields.get("weights", "uniform"))
+    interval = tuple(defaults.get("guidance_interval", (0.0, 1.0)))
+    schedule = noise_schedule.from_config(config.diffusion.schedule, config.diffusion.log_snr_shift)
+    variance = defaults.get("variance", "posterior")
+    out_channels = UNet2DConfig(**config.unet).out_channels
+    if variance == "learned_range" and out_channels != 6:
+        raise ValueError(
+            f"sampling.variance='learned_range' needs a network with 6 output channels, 3 of them for the variance, "
+            f"and this one has {out_channels}: set it to 'posterior'"
+        )
+    if "noise_level" in defaults:
+        low_resolution.check_level("sampling.noise_level", defaults.noise_level, schedule)
+    return Settings(
+        schedule=schedule,
+        prediction=config.diffusion.prediction,
+        sampler=defaults.sampler if sampler is None else sampler,
+        steps=defaults.steps if steps is None else steps,
+        guidance_weight=float(defaults.guidance if guidance_weight is None else guidance_weight),
+        threshold=defaults.threshold,
+        # Runs from before these fields have none of them.
+        threshold_percentile=defaults.get("threshold_percentile", 0.95),
+        threshold_maximum=defaults.get("threshold_maximum", 1.0 if config.diffusion.low_res_factor else 1.5),
+        spacing=defaults.get("spacing", "uniform"),
+        variance=variance,
+        align_corners=config.diffusion.align_corners,
+        guidance_interval=interval if guidance_interval is None else guidance_interval,
+        windows=windows,
+        window_batch=fields.get("window_batch", 0) or None,
+    )
+
+
+def generate(
+    predict: Callable[..., Array],
+    noise: Float[Array, "batch frames height width channels"],
+    texts: tuple[Float[Array, "batch tokens text_dim"], Float[Array, "batch tokens text_dim"]],
+    low_res: Float[Array, "batch frames height width channels"] | None,
+    noise_level: Float[Array, " batch"] | None,
+    key: Array,
+    settings: Settings,
+    sharding: jax.sharding.NamedSharding | None = None,
+) -> Float[Array, "batch frames height width channels"]:
+    """The whole of sampling but for the text encoder, as a pure function of a network.
+
+    Args:
+      predict: the network, called as `TextToVideo.predict`; where `settings.learns_variance`, `predict_with_variance`.
+      noise: what the clips start from.
+      texts: embeddings of the prompts, and of the empty prompt for guidance.
+      low_res: for super-resolution: the noised low-resolution clips at full size.
+      noise_level: for super-resolution: their augmentation's level, a diffusion time; predict gets its network time.
+      key: of the noise that a stochastic sampler adds, for all clips or one for each.
+      settings: from `sampling_settings`.
+      sharding: of the windows, where there are: see `multidiffusion`.
+    """
+    denoiser = guided_denoiser(predict, settings)
+    if settings.windows is not None:
+        denoiser = multidiffusion(denoiser, settings.windows, window_batch=settings.window_batch, sharding=sharding)
+    per_frame = () if low_res is None else (low_res,)
+
+    def conditioned(x_t: Array, t: Array) -> Array:
+        if settings.windows is None:
+            return denoiser(x_t, t, *per_frame, texts, noise_level)
+        return denoiser(x_t, t, *per_frame, per_clip=(texts, noise_level))
+
+    return samplers.follow(settings.plan(), settings.to_x0(conditioned), noise, key)
+
+
+def guided_denoiser(predict: Callable[..., Array], settings: Settings) -> prediction.Denoiser:
+    """A network as a denoiser `(x_t, t, *low_res, texts, noise_level)`, guided where the settings ask for it.
+
+    Args:
+      predict, settings: as for `generate`, and of the denoiser's arguments `texts` and `noise_level`, too.
+    """
+    schedule = settings.schedule
+
+    def network_level(noise_level: Array | None) -> Array | None:
+        return None if noise_level is None else schedule.network_time(noise_level)
+
+    def conditional(x_t: Array, t: Array, *conditioning: Any) -> Array:
+        *low, (text, _), level = conditioning
+        return predict(x_t, _per_clip_time(schedule, t, x_t), text, *low, noise_level=network_level(level))
+
+    def pair(x_t: Array, t: Array, *conditioning: Any) -> tuple[Array, Array]:
+        # Conditional and unconditional in one batch of the network, side by side: both on the device of their clip.
+        *low, texts, level = conditioning
+        x, *low, level = jax.tree.map(lambda array: jnp.repeat(array, 2, axis=0), (x_t, *low, level))
+        text = jnp.stack(texts, axis=1).reshape(-1, *texts[0].shape[1:])
+        both = predict(x, _per_clip_time(schedule, t, x), text, *low, noise_level=network_level(level))
+        both = both.reshape(-1, 2, *both.shape[1:])
+        return both[:, 0], both[:, 1]
+
+    if settings.guidance_weight == 1.0:
+        return conditional
+    guided = guidance.classifier_free_guidance(pair, settings.guidance_weight)
+    first, last = settings.guidance_interval
+    if (first, last) == (0.0, 1.0):
+        return guided
+
+    def guided_in_the_interval(x_t: Array, t: Array, *conditioning: Any) -> Array:
+        is_inside = (t >= first) & (t <= last)
+        return jax.lax.cond(is_inside, guided, conditional, x_t, t, *conditioning)
+
+    return guided_in_the_interval
+
+
+def _per_clip_time(schedule: noise_schedule.NoiseSchedule, t: Array, x: Array) -> Array:
+    return jnp.broadcast_to(schedule.network_time(t), x.shape[:1])
