@@ -14,7 +14,7 @@ inflates DeepFloyd IF's stage II, which must be imported first: see docs/pretrai
     python -m lumiere_jax.train --config=configs/ssr.py:demo_4x --workdir=workdir/ssr_4x
 
 trains a small network that enlarges 4 times whatever the size, on crops: the demo's clips from 64 to 256 pixels and,
-applied again, to 1024. Hardware: 2 CPU cores. Time and result: docs/super_resolution.md.
+applied again, to 1024. For 2 CPU cores; it has not been trained to its end yet, so time and result are not known.
 
     python -m lumiere_jax.train --config=configs/ssr.py:efficient --config.dataset.path=DIR ...
 
