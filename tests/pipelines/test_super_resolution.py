@@ -112,6 +112,14 @@ def test_what_fits_is_chosen(run):
         prepare(run, small, window_batch=1, memory=1000)
 
 
+def test_clips_that_the_host_has_no_room_for(run, monkeypatch):
+    free = type("Memory", (), {"available": 2 * 6 * 16 * 16 * 3 * 4 - 1})
+    monkeypatch.setattr(super_resolution.psutil, "virtual_memory", lambda: free)
+    prepare(run, (6, 8, 8), memory=2**40)
+    with pytest.raises(MemoryError, match=r"ssr:test: 6 frames of 16x16 pixels need 0.00 GiB of the host's memory"):
+        prepare(run, (6, 8, 8), memory=2**40, sampler="dpm_solver_pp_2m")
+
+
 def test_as_many_windows_at_once_as_fit(run):
     four = prepare(run, (6, 8, 8), clips=2, memory=2**40)
     assert four.window_batch == 4  # two clips' two: there are no more
