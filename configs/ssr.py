@@ -95,6 +95,7 @@ def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
         config.dataset.path = "one_object_256"
         _train_on_crops(config, size=64, crop_from=256, factor=4)
         image.diffusion.max_blur = 0.7
+        image.training.steps = 1200  # 300 leave the small video's noise in the picture: docs/super_resolution.md
         config.sampling.steps = 4  # at 1024x1024 each takes minutes on a CPU
     if variant == "test":
         config.clip.update({"frames": 4, "size": 32})
