@@ -7,13 +7,14 @@ PYTHON ?=
 BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 
-.PHONY: help install lint test demo clean
+.PHONY: help install lint test demo demo-1024 clean
 
 help:
 	@echo "make install   virtual environment in $(VENV) with the package and its test tools (uv if present, else pip)"
 	@echo "make test      everything that the continuous integration checks: lint, format, tests"
 	@echo "make lint      only lint and format"
 	@echo "make demo      trains the small model on a CPU and samples from it: clips in demo/samples"
+	@echo "make demo-1024 after make demo: brings one of its clips to 1024x1024 pixels, in demo/samples_1024"
 	@echo "make clean     removes $(VENV) and caches (not demo/)"
 	@echo
 	@echo "PYTHON=/path/to/python3.12 chooses the interpreter (3.11 to 3.13)."
@@ -62,6 +63,14 @@ demo: $(INSTALLED)
 	  --prompts_file=docs/demo_prompts.txt --output=demo/samples --seed=0); \
 	seconds=$$(( $$(date +%s) - start )); \
 	printf '\n=== done in %d min %d s: look at demo/samples\n' $$((seconds / 60)) $$((seconds % 60))
+
+# 32 -> 64 -> 256 -> 1024: the network that enlarges four times follows itself.
+demo-1024: $(INSTALLED)
+	@set -eu; \
+	$(call step,1 of 2: a super-resolution model for any size,$(TRAIN) --config=configs/ssr.py:demo_4x --workdir=demo/ssr_4x); \
+	$(call step,2 of 2: sampling,$(SAMPLE) --checkpoint=demo/stunet --super_resolution=demo/ssr \
+	  --super_resolution=demo/ssr_4x --super_resolution=demo/ssr_4x --prompt="a large red circle moving left" \
+	  --output=demo/samples_1024 --seed=0)
 
 clean:
 	rm -rf $(VENV) .cache .pytest_cache .ruff_cache build *.egg-info

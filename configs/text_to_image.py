@@ -148,6 +148,7 @@ def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
         # prediction alone, nothing holds the variance in its place: after much of it posterior is the safer one.
         "variance": "posterior",
         "guidance": 3.0,
+        "guidance_interval": (0.0, 1.0),  # diffusion times at which clips are guided
         "threshold": "dynamic",  # or static, none
         "threshold_percentile": 0.95,  # of dynamic (DeepFloyd IF's)
         "threshold_maximum": 1.5,  # of dynamic (DeepFloyd IF's stage I; 1 at stage II)

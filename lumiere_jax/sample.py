@@ -67,12 +67,12 @@ def sample(
     fps, first = run.config.clip.fps, 0
     for videos in batches:
         batch = prompts[first : first + len(videos)]
-        _write(_frames_of(videos), batch, first, "", output, (frames, *size), fps, made_with)
+        write_frames(_frames_of(videos), batch, first, "", output, (frames, *size), fps, made_with)
         for stage in chain[:-1]:
             videos = stage.videos(videos, batch, seed=seed, first_number=first)
         for stage in chain[-1:]:
             frames_of_clips = stage.frames(videos, batch, seed=seed, first_number=first)
-            _write(frames_of_clips, batch, first, "_high_resolution", output, stage.cut.clip, fps, enlarged_with)
+            write_frames(frames_of_clips, batch, first, "_high_resolution", output, stage.cut.clip, fps, enlarged_with)
         first += len(batch)
     processes.wait_for_all("sampled")  # one that ends would not wait long for the first to write
 
@@ -119,7 +119,7 @@ def load(
     return load_run(path, mesh=mesh, init_from=init_from or None, text_checkpoint=text_checkpoint, ema_decay=ema_decay)
 
 
-def _write(
+def write_frames(
     frames: Iterable[tuple[int, int, np.ndarray]],
     prompts: Sequence[str],
     first: int,
@@ -129,7 +129,18 @@ def _write(
     fps: float,
     facts: Mapping[str, Any],
 ) -> None:
-    """Writes clips whose frames come in order; all processes take the frames, and the first one writes."""
+    """Writes clips as their frames come; all processes take the frames, and the first one writes.
+
+    Args:
+      frames: number of the clip, of the frame, and the frame in [-1, 1], in order.
+      prompts: of the clips.
+      first: number of the first prompt among all, for the files' names.
+      suffix: of these names.
+      output: the directory.
+      clip: (frames, height, width) of each.
+      fps: frames per second.
+      facts: how the clips were made, for their sidecars.
+    """
     shape = dict(zip(("frames", "height", "width"), clip, strict=True))
     for number, of_one_clip in itertools.groupby(frames, key=lambda each: each[0]):
         prompt, name = prompts[number], file_name(first + number, prompts[number]) + suffix

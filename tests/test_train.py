@@ -312,6 +312,17 @@ def test_any_number_of_frames_and_any_size(base):
     assert np.isfinite(videos).all()
 
 
+def test_clips_longer_than_the_models_in_windows(base):
+    run = load_run(base[0])
+    videos = sample_videos(run, ["a red circle", "a blue star"], frames=10, window=(4, 2))
+    assert videos.shape == (2, 10, 16, 16, 3)
+    whole = sample_videos(run, ["a red circle", "a blue star"], frames=10)
+    assert np.abs(videos - whole).max() > 1e-3
+    # One window is the clip itself.
+    one = sample_videos(run, ["a red circle", "a blue star"], frames=4, window=(4, 2))
+    np.testing.assert_allclose(one, sample_videos(run, ["a red circle", "a blue star"], frames=4), atol=1e-5)
+
+
 def test_super_resolution_of_more_frames_than_a_window(super_resolution):
     run = load_run(super_resolution)
     video = np.random.default_rng(0).uniform(-1, 1, (1, 6, 16, 16, 3)).astype(np.float32)
@@ -326,6 +337,9 @@ def test_super_resolution_of_more_frames_than_a_window(super_resolution):
         ({"frames": 0}, "frames=0"),
         ({"sampler": "euler"}, "euler"),
         ({"guidance_weight": -1.0}, "guidance=-1.0"),
+        ({"window": (9, 2)}, "window=9 is longer than the clip, which has 4 frames"),
+        ({"window": (3, 3)}, r"overlap must be in \[0, window=3\)"),
+        ({"guidance_interval": (0.9, 0.1)}, "guidance_interval"),
     ],
 )
 def test_sampling_arguments_out_of_range(base, arguments, message):

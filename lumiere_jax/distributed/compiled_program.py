@@ -18,6 +18,9 @@ _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z\-]*)\(
 _ARRAY = re.compile(r"\b(pred|[suf]\d+|bf16)\[([\d,]*)\]")
 _CYCLES = re.compile(r'"estimated_cycles":"(-?\d+)"')
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_CONDITION = re.compile(r"condition=%?([\w.\-]+)")
+_CONSTANT = re.compile(r" constant\((-?\d+)\)")
+_OPERANDS = re.compile(r"%([\w.\-]+)")
 _CALLED = re.compile(r"(?:body|to_apply|calls)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _GROUPS = re.compile(r"replica_groups=(?:\[\d+,(\d+)\]|\{\{([\d,]+)\})")
@@ -50,6 +53,7 @@ class Cost:
 
 @dataclasses.dataclass
 class _Instruction:
+    name: str
     type: str
     operation: str
     text: str
@@ -62,7 +66,7 @@ def cost_of(hlo: str) -> Cost:
       hlo: `compiled.as_text()` of a program for a TPU.
 
     Raises:
-      ValueError: the text has no entry, or no estimate: it is not libtpu's.
+      ValueError: the text has no entry, or no estimate: it is not libtpu's; or a loop whose length it does not say.
     """
     computations, entry = _parse(hlo)
     if entry is None or '"estimated_cycles"' not in hlo:
@@ -92,12 +96,12 @@ def _parse(hlo: str) -> tuple[dict[str, list[_Instruction]], str | None]:
             computations[current] = []
             entry = current if match[1] else entry
         elif current and (match := _INSTRUCTION.match(line)):
-            computations[current].append(_Instruction(match[2], match[3], line))
+            computations[current].append(_Instruction(match[1], match[2], match[3], line))
     return computations, entry
 
 
 def _executed(computations: dict, name: str, times: int) -> Iterator[tuple[_Instruction, int]]:
-    """Each instruction that is run as one, with how often; a loop of unknown length counts once."""
+    """Each instruction that is run as one, with how often."""
     for instruction in computations[name]:
         yield instruction, times
         called = []
@@ -106,9 +110,33 @@ def _executed(computations: dict, name: str, times: int) -> Iterator[tuple[_Inst
         elif instruction.operation == "conditional":
             branches = _BRANCHES.search(instruction.text)
             called = [branch.strip(" %") for branch in branches[1].split(",")] if branches else []
-        trips = _TRIPS.search(instruction.text) if instruction.operation == "while" else None
+        trips = _trips(computations, instruction) if instruction.operation == "while" else 1
         for other in called:
-            yield from _executed(computations, other, times * (int(trips[1]) if trips else 1))
+            yield from _executed(computations, other, times * trips)
+
+
+def _trips(computations: dict, loop: _Instruction) -> int:
+    """How often a loop is run: as the compiler says or, where it does not, as the condition does.
+
+    JAX's loops of known length (scan, map) count from 0 while they are below it.
+
+    Raises:
+      ValueError: the condition is another one.
+    """
+    if known := _TRIPS.search(loop.text):
+        return int(known[1])
+    condition = computations[_CONDITION.search(loop.text)[1]]
+    by_name = {instruction.name: instruction for instruction in condition}
+    root = next((instruction for instruction in condition if instruction.text.lstrip().startswith("ROOT")), None)
+    while root is not None and root.operation == "fusion":
+        inside = computations[_CALLED.search(root.text)[1]]
+        by_name |= {instruction.name: instruction for instruction in inside}
+        root = next((instruction for instruction in inside if instruction.text.lstrip().startswith("ROOT")), None)
+    if root is not None and root.operation == "compare" and "direction=LT" in root.text:
+        limits = [_CONSTANT.search(by_name[name].text) for name in _OPERANDS.findall(root.text) if name in by_name]
+        if found := [int(limit[1]) for limit in limits if limit]:
+            return found[0]
+    raise ValueError(f"a loop of unknown length: {loop.text.strip()[:200]}")
 
 
 def _fused(computations: dict, instruction: _Instruction) -> Iterator[_Instruction]:

@@ -124,8 +124,7 @@ class SuperResolution:
             raise ValueError(f"{len(videos)} clips but {len(prompts)} prompts: give one prompt per clip")
         tokens = encode_prompts(self.run, prompts)
         texts = _embed_text(nnx.graphdef(self.run.model), self.run.parameters(), tokens)
-        together = -(-self.window_batch // len(self.cut.corners))  # clips that fill a batch of windows
-        return self._frames(videos, [np.asarray(text) for text in texts], jax.random.key(seed), first_number, together)
+        return self._frames(videos, [np.asarray(text) for text in texts], seed, first_number)
 
     def videos(
         self, videos: Videos, prompts: Sequence[str], *, seed: int = 0, first_number: int = 0
@@ -137,8 +136,9 @@ class SuperResolution:
         return result
 
     def _frames(
-        self, videos: Videos, texts: Sequence[np.ndarray], key: Key[Array, ""], first_number: int, together: int
+        self, videos: Videos, texts: Sequence[np.ndarray], seed: int, first_number: int
     ) -> Iterator[tuple[int, int, np.ndarray]]:
+        together = _clips_together(self.cut, self.window_batch)
         calls = sum(
             -(-min(together, len(videos) - first) * len(self.cut.corners) // self.window_batch)
             for first in range(0, len(videos), together)
@@ -148,7 +148,7 @@ class SuperResolution:
         ) as bar:
             for first in range(0, len(videos), together):
                 part = slice(first, first + together)
-                clips = _Clips(self, videos[part], [text[part] for text in texts], key, first_number + first, bar)
+                clips = _Clips(self, videos[part], [text[part] for text in texts], seed, first_number + first, bar)
                 for clip, frame, image in clips.frames():
                     yield first + clip, frame, image
 
@@ -157,11 +157,14 @@ class _Clips:
     """Some clips on their way: what `stream` asks of a network."""
 
     def __init__(
-        self, ready: SuperResolution, videos: Videos, texts: list[np.ndarray], key: Array, first: int, bar: tqdm.tqdm
+        self, ready: SuperResolution, videos: Videos, texts: list[np.ndarray], seed: int, first: int, bar: tqdm.tqdm
     ):
         self.ready, self.videos, self.texts, self.bar = ready, np.asarray(videos, np.float32), texts, bar
+        self.parameters = ready.run.parameters()
         self.numbers = np.arange(first, first + len(videos), dtype=np.int32)
-        self.key = key
+        self.key = jax.random.key(seed)  # this process's, for what it does alone; and the devices'
+        everywhere = partitioning.replicated(ready.run.mesh)
+        self.key_on_mesh = jax.jit(lambda: jax.random.key(seed), out_shardings=everywhere)()
         # On the host, once: one step of it goes to the devices at a time.
         self.plan = jax.tree.map(np.asarray, jax.jit(ready.settings.plan)())
         self.level = np.float32(ready.run.config.sampling.noise_level)
@@ -189,8 +192,9 @@ class _Clips:
         small = np.stack([self.videos[clip, f : f + window] for clip, (f, _, _) in zip(clips, corners, strict=True)])
         texts = tuple(text[clips] for text in self.texts)
         batch = (x, small, texts, self.numbers[clips], corners.astype(np.int32))
-        everywhere = partitioning.place(run.mesh, (self.key, self.plan.t[step], self.level))
-        predictions = self.ready.program(run.parameters(), *everywhere, *partitioning.divide_batch(run.mesh, batch))
+        scalars = partitioning.place(run.mesh, (self.plan.t[step], self.level))
+        batch = partitioning.divide_batch(run.mesh, batch)
+        predictions = self.ready.program(self.parameters, self.key_on_mesh, *scalars, *batch)
         self.bar.update()
         # One process fetches them when it needs them; several, at once.
         return predictions if predictions.is_fully_addressable else partitioning.videos_to_hosts(run.mesh, predictions)
@@ -264,6 +268,7 @@ def prepare(
         program, needed = _compile(run, chosen, clip, batch)
         cut = chosen.windows.of(clip)
         if needed <= memory:
+            _check_host_memory(run, chosen, cut, batch)
             return SuperResolution(run, chosen, cut, batch, needed, program)
         reasons.append(f"{batch} windows of {'x'.join(map(str, cut.shape))} need {needed / 2**30:.2f} GiB")
     raise MemoryError(
@@ -281,6 +286,23 @@ def free_memory(mesh: jax.sharding.Mesh) -> int:
     if jax.process_count() > 1:
         mebibytes = int(multihost_utils.process_allgather(np.int32(mebibytes)).min())
     return mebibytes << 20
+
+
+def _clips_together(cut: Cut, window_batch: int) -> int:
+    """Clips that fill a batch of windows."""
+    return -(-window_batch // len(cut.corners))
+
+
+def _check_host_memory(run: Run, settings: Settings, cut: Cut, window_batch: int) -> None:
+    """Raises a MemoryError if the host has no room for the clips: their state and, for some samplers, the last x0."""
+    arrays = 2 if jax.eval_shape(settings.plan).previous is not None else 1
+    needed = arrays * _clips_together(cut, window_batch) * math.prod(cut.clip) * 3 * np.dtype(np.float32).itemsize
+    available = psutil.virtual_memory().available
+    if needed > available:
+        raise MemoryError(
+            f"{run.config.name}: {cut.clip[0]} frames of {cut.clip[2]}x{cut.clip[1]} pixels need {needed / 2**30:.2f} "
+            f"GiB of the host's memory, of which {available / 2**30:.2f} are free: use fewer frames, or ddim"
+        )
 
 
 def _choices(
@@ -335,11 +357,15 @@ def _compile(
 ) -> tuple[jax.stages.Compiled | None, int]:
     """The program that denoises windows, and the bytes that a device needs for it beside the parameters."""
     parameters = run.parameters()
-    key, scalar = jax.random.key(0), np.float32(0)
+    everywhere = partitioning.replicated(run.mesh)
+    key = partitioning.shapes_on(jax.eval_shape(lambda: jax.random.key(0)), everywhere)
+    scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=everywhere)
     lowered = denoise_windows.lower(
         nnx.graphdef(run.model),
         parameters,
-        *partitioning.place(run.mesh, (key, scalar, scalar)),
+        key,
+        scalar,
+        scalar,
         *abstract_windows(run.config, settings, clip, window_batch, run.mesh),
         size=clip[1:],
         settings=settings,

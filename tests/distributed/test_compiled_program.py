@@ -63,6 +63,29 @@ def test_cycles_by_kind_of_work_and_loops_as_often_as_they_run():
     assert cost_of(PROGRAM).cycles == {"matrix": 5 * 100, "reduce": 30, "copy": 7 + 4, "elementwise": 11}
 
 
+KNOWN = ', backend_config={"known_trip_count":{"n":"5"}}'
+COUNTED = """
+%condition (state: (s32[], bf16[8,128])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(7)
+  %state = (s32[]{:T(128)}, bf16[8,128]{1,0}) parameter(0)
+  %count = s32[]{:T(128)} get-tuple-element(%state), index=0
+  ROOT %less = pred[]{:T(512)} compare(%count, %limit), direction=LT
+}
+"""
+
+
+def test_a_loop_that_the_compiler_does_not_count_is_read_from_its_condition():
+    """As scan and map compile today: the estimate of a step was once that of a single turn of each."""
+    before, condition, rest = PROGRAM.partition("\n%condition ")
+    rest = rest[rest.index("}\n") + 2 :].replace(KNOWN, "")
+    assert condition
+    cost = cost_of(before + COUNTED + rest)
+    assert cost.cycles["matrix"] == 7 * 100
+    assert cost.collectives["all-gather"] == 7
+    with pytest.raises(ValueError, match="a loop of unknown length: %loop"):
+        cost_of(PROGRAM.replace(KNOWN, ""))
+
+
 def test_what_a_chip_sends():
     cost = cost_of(PROGRAM)
     assert cost.collectives == {"all-gather": 5, "reduce-scatter": 1, "collective-permute": 1, "all-reduce": 1}

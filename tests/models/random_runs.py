@@ -4,17 +4,21 @@ import dataclasses
 import pathlib
 
 import jax
+import ml_collections
 from flax import nnx
 from random_unets import randomised, smallest_stunet
 
 from configs import ssr, stunet
+from lumiere_jax.abstract_model import abstract_unet
 from lumiere_jax.checkpoints.checkpointing import save_tree
 from lumiere_jax.checkpoints.run_directory import Run, RunDirectory
 from lumiere_jax.distributed import partitioning
 from lumiere_jax.distributed.mesh import make_mesh
 from lumiere_jax.models import parameter_partition
 from lumiere_jax.models.stunet import deflate
+from lumiere_jax.models.temporal import TemporalConfig
 from lumiere_jax.models.text_to_video import TextToVideo
+from lumiere_jax.models.unet2d import UNet2D, UNet2DConfig
 from lumiere_jax.text.t5_encoder import T5Config, T5Encoder
 from lumiere_jax.text.tokenizer import train_tokenizer
 
@@ -22,10 +26,23 @@ from lumiere_jax.text.tokenizer import train_tokenizer
 def random_run(super_resolution: bool = False, mesh: jax.sharding.Mesh | None = None) -> Run:
     """A STUNet of widths 4 and 8, sampled by two steps of guided DDPM; for super-resolution in windows of 4 frames."""
     config = (ssr if super_resolution else stunet).get_config("test")
-    unet = smallest_stunet(super_resolution=super_resolution)
-    config.unet = dataclasses.asdict(unet.config)
     config.temporal.update({"strides": (2,), "norm_groups": 2, "attention_head_dim": 4, "attention_layers": 2})
     config.sampling.update({"sampler": "ddpm", "steps": 2, "guidance": 2.0})
+    return _run_of(config, smallest_stunet(super_resolution=super_resolution), mesh)
+
+
+def random_super_resolution_4x() -> Run:
+    """Four times larger in one step, most layers at low resolution: what 1024x1024 pixels can be made with on a CPU."""
+    config = ssr.get_config("demo_4x")
+    config.temporal.update({"norm_groups": 2, "attention_head_dim": 4})
+    config.sampling.update({"sampler": "ddim", "steps": 1})
+    fields = config.image_model.unet.to_dict() | {"block_out_channels": (4, 4, 8, 8), "layers_per_block": (0, 1, 1, 1)}
+    fields |= {"norm_num_groups": 2, "attention_head_dim": 4, "text_dim": 8, "text_pooling_heads": 2}
+    return _run_of(config, abstract_unet(UNet2DConfig(**fields), TemporalConfig(**config.temporal)))
+
+
+def _run_of(config: ml_collections.ConfigDict, unet: UNet2D, mesh: jax.sharding.Mesh | None = None) -> Run:
+    config.unet = dataclasses.asdict(unet.config)
     sizes = T5Config(vocab_size=300, emb_dim=unet.config.text_dim, num_heads=1, num_layers=1, head_dim=4, mlp_dim=8)
     text_encoder = T5Encoder(sizes, rngs=nnx.Rngs(0))
     mesh = make_mesh() if mesh is None else mesh

@@ -101,19 +101,29 @@ def test_memory_does_not_grow_with_the_length_of_the_clip(run):
 
 def test_what_fits_is_chosen(run):
     small = (6, 64, 64)
-    whole, pair = (prepare(run, small, window_batch=batch, memory=2**40) for batch in (1, 2))
+    whole = prepare(run, small, window_batch=1, memory=2**40)
     assert whole.cut.shape == (4, 128, 128)
-    assert 1.5 < pair.needed / whole.needed < 2.5
-    tiled = prepare(run, small, memory=whole.needed - 1)
+    tiled = prepare(run, small, window_batch=1, memory=whole.needed - 1)
     assert tiled.cut.shape == (4, 64, 64)
     assert tiled.settings.windows.height == (64, 8)
-    assert tiled.needed < whole.needed - 1
-    assert "6 frames of 128x128 in 18 windows of 4x64x64, " in tiled.line()
-    # Of four windows of two clips as many as fit.
-    assert prepare(run, small, clips=2, memory=2**40).window_batch == 4
-    assert prepare(run, small, clips=2, memory=pair.needed).window_batch == 2
-    with pytest.raises(MemoryError, match=r"ssr:test to 128x128 .* 0.00 GiB .*: 4 windows of 4x128x128 need .*tiles"):
-        prepare(run, small, clips=2, memory=1000)
+    assert tiled.needed < whole.needed / 2
+    assert "6 frames of 128x128 in 18 windows of 4x64x64, 1 at once" in tiled.line()
+    with pytest.raises(MemoryError, match=r"ssr:test to 128x128 .* 0.00 GiB .*: 1 windows of 4x128x128 need .*tiles"):
+        prepare(run, small, window_batch=1, memory=1000)
+
+
+def test_clips_that_the_host_has_no_room_for(run, monkeypatch):
+    free = type("Memory", (), {"available": 2 * 6 * 16 * 16 * 3 * 4 - 1})
+    monkeypatch.setattr(super_resolution.psutil, "virtual_memory", lambda: free)
+    prepare(run, (6, 8, 8), memory=2**40)
+    with pytest.raises(MemoryError, match=r"ssr:test: 6 frames of 16x16 pixels need 0.00 GiB of the host's memory"):
+        prepare(run, (6, 8, 8), memory=2**40, sampler="dpm_solver_pp_2m")
+
+
+def test_as_many_windows_at_once_as_fit(run):
+    four = prepare(run, (6, 8, 8), clips=2, memory=2**40)
+    assert four.window_batch == 4  # two clips' two: there are no more
+    assert prepare(run, (6, 8, 8), clips=2, memory=four.needed - 1).window_batch == 2
 
 
 def test_a_chain_enlarges_what_it_enlarged(run):
