@@ -175,7 +175,9 @@ def test_real_videos_are_held_out_whole(tmp_path):
     config = temporal_seams.seams_config(1, 1)
     temporal_seams.use_videos(config, str(folder), tmp_path)
     train_set, validation_set = open_dataset(config.dataset)
-    training, validation = ({as_text(record["source"]) for record in part} for part in (train_set, validation_set))
+    training, validation = (
+        {as_text(part[i]["source"]) for i in range(len(part))} for part in (train_set, validation_set)
+    )
     assert training
     assert validation
     assert not training & validation
