@@ -63,7 +63,7 @@ def test_without_imported_weights_nothing_is_trained(variant, tmp_path):
 def test_the_clip_is_the_papers():
     for variant in ("if_m", "if_l", "if_xl"):
         config = get_config(variant)
-        assert config.clip.to_dict() == {"frames": 80, "fps": 16.0, "size": 128}
+        assert config.clip.to_dict() == {"frames": 80, "fps": 16.0, "size": 128, "crop_from": 0}
         assert config.temporal.strides == (2, 2, 1)
         assert (config.diffusion.schedule, config.diffusion.prediction) == ("discrete_cosine", "epsilon")
         assert config.image_model.unet.out_channels == 6

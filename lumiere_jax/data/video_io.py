@@ -267,7 +267,7 @@ def open_mp4(
             if not count:
                 raise ValueError("video has no frames")
             container.mux(stream.encode())
-        partial.replace(path)
+        os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 

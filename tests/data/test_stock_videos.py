@@ -6,6 +6,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import tarfile
 
 import numpy as np
 import pytest
@@ -21,7 +22,10 @@ from lumiere_jax.data.ucf101_prompts import PROMPTS
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
     directory = tmp_path_factory.mktemp("tfds")
-    shutil.unpack_archive(OUTPUT, directory, filter="data")
+    # The first releases of Python 3.11 have no filters; later ones warn where none is chosen.
+    filters = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+    with tarfile.open(OUTPUT) as archive:
+        archive.extractall(directory, **filters)
     return directory
 
 
