@@ -47,7 +47,7 @@ from lumiere_jax.evaluation.seams import borders, elsewhere_of, neighbour_mse, s
 from lumiere_jax.evaluation.xt_slice import xt_slice
 from lumiere_jax.pipelines.super_resolution import prepare
 from lumiere_jax.train import train
-from lumiere_jax.train_setup import check_config
+from lumiere_jax.train_config import check_config
 
 FPS, SIZE, CROP = 16, 64, 32
 FRAMES, WINDOW = 56, 8  # windows side by side and windows that overlap by 2 both end with the clip

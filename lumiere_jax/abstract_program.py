@@ -16,8 +16,8 @@ from lumiere_jax.distributed.model_flops import count_flops
 from lumiere_jax.models import parameter_partition
 from lumiere_jax.models.rematerialization import Rematerialization
 from lumiere_jax.pipelines.generation import sampling_settings
-from lumiere_jax.pipelines.super_resolution import abstract_windows, denoise_windows
 from lumiere_jax.pipelines.text_to_video import sample_program
+from lumiere_jax.pipelines.window_programs import abstract_windows, denoise_windows
 from lumiere_jax.train_setup import jit_update, step_settings
 from lumiere_jax.train_step import TrainState, create_state, train_step
 

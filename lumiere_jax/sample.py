@@ -209,7 +209,12 @@ def define_flags() -> None:
         "Frames at a time, for clips that are longer than the base model's: MultiDiffusion joins them.",
         1,
     )
-    flags.DEFINE_integer("window_overlap", 8, "Frames that neighbouring windows of the base model share.", 0)
+    flags.DEFINE_integer(
+        "window_overlap", None, "Frames that its neighbouring windows share; default: a quarter of --window.", 0
+    )
+    flags.DEFINE_integer(
+        "window_batch", None, "Windows of a clip that the base model denoises at once; default: all.", 1
+    )
     define_device_flags()
     define_memory_flags()
 
@@ -226,7 +231,10 @@ def define_memory_flags() -> None:
         "memory_gib", None, "GiB of a device for super-resolution, beside parameters; default: what is free.", 0.0
     )
     flags.DEFINE_integer(
-        "window_batch", None, "Windows that super-resolution denoises at once; default: the config's, or what fits.", 1
+        "super_resolution_window_batch",
+        None,
+        "Windows that super-resolution denoises at once; default: the config's, or what fits.",
+        1,
     )
     flags.DEFINE_integer("tile", None, "Pixels of a side of its tiles; default: whole frames, or what fits.", 1)
     flags.DEFINE_integer("tile_overlap", None, "Pixels that neighbouring tiles share; default: an eighth of a tile.", 0)
@@ -239,9 +247,20 @@ def enlarging_flags() -> dict[str, Any]:
     overlap = FLAGS.tile // 8 if FLAGS.tile and FLAGS.tile_overlap is None else FLAGS.tile_overlap
     return {
         "memory": None if FLAGS.memory_gib is None else int(FLAGS.memory_gib * 2**30),
-        "window_batch": FLAGS.window_batch,
+        "window_batch": FLAGS.super_resolution_window_batch,
         "tile": None if FLAGS.tile is None else (FLAGS.tile, overlap),
     }
+
+
+def window_flags() -> dict[str, Any]:
+    """The windows of the base model that the flags ask for: choices of `sample_videos`."""
+    for name in ("window_overlap", "window_batch"):
+        if FLAGS.window is None and FLAGS[name].value is not None:
+            raise ValueError(f"--{name}={FLAGS[name].value} says nothing without --window")
+    if FLAGS.window is None:
+        return {}
+    overlap = FLAGS.window // 4 if FLAGS.window_overlap is None else FLAGS.window_overlap
+    return {"window": (FLAGS.window, overlap), "window_batch": FLAGS.window_batch}
 
 
 def main(_argv: list[str]) -> None:
@@ -249,6 +268,7 @@ def main(_argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     with processes.ended_by_errors(ValueError, OSError, MemoryError, CheckpointError):
         prompts = read_prompts(FLAGS.prompt, FLAGS.prompts_file)
+        interval, windows, enlarging = _interval(FLAGS.guidance_interval), window_flags(), enlarging_flags()
         both = {"text_checkpoint": FLAGS.text_checkpoint, "tokenizer": FLAGS.tokenizer}
         both["mesh"] = meshes.make_mesh(rows=FLAGS.mesh_rows)
         run = load(FLAGS.checkpoint, init_from=FLAGS.init_from, ema_decay=FLAGS.ema_decay, **both)
@@ -265,12 +285,12 @@ def main(_argv: list[str]) -> None:
             batch_size=FLAGS.batch_size,
             frames=FLAGS.frames or run.config.clip.frames,
             size=(FLAGS.height or run.config.clip.size, FLAGS.width or run.config.clip.size),
-            enlarging=enlarging_flags(),
+            enlarging=enlarging,
             steps=FLAGS.steps,
             guidance_weight=FLAGS.guidance,
-            guidance_interval=_interval(FLAGS.guidance_interval),
+            guidance_interval=interval,
             sampler=FLAGS.sampler,
-            window=None if FLAGS.window is None else (FLAGS.window, FLAGS.window_overlap),
+            **windows,
         )
 
 

@@ -36,15 +36,13 @@ from lumiere_jax.parameter_overview import write_overview
 from lumiere_jax.pipelines.generation import sampling_settings
 from lumiere_jax.pipelines.results import write_preview
 from lumiere_jax.pipelines.text_to_video import sample_videos
+from lumiere_jax.train_config import check_batches, check_config, check_same_run
 from lumiere_jax.train_guards import act
 from lumiere_jax.train_progress import Progress
 from lumiere_jax.train_setup import (
     batches_of,
     caption_encoder,
-    check_batches,
     check_captions,
-    check_config,
-    check_same_run,
     jit_update,
     open_embeddings,
     prepare_inflation,

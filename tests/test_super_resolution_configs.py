@@ -3,7 +3,7 @@
 import pytest
 
 from configs import ssr
-from lumiere_jax import train_setup
+from lumiere_jax import train_config, train_setup
 from lumiere_jax.data.moving_shapes import BUILDER_CONFIGS
 
 FROM_NOTHING = ("demo", "demo_4x", *ssr.EFFICIENT, "test")
@@ -13,7 +13,7 @@ FROM_NOTHING = ("demo", "demo_4x", *ssr.EFFICIENT, "test")
 def test_both_stages_can_be_trained(variant):
     config = ssr.get_config(variant)
     for stage in (config, config.image_model):
-        train_setup.check_config(stage)
+        train_config.check_config(stage)
         assert stage.diffusion.low_res_factor == config.diffusion.low_res_factor > 1
         assert (stage.clip.size, stage.clip.crop_from) == (config.clip.size, config.clip.crop_from)
 

@@ -26,6 +26,7 @@ from lumiere_jax.data import video_io
 from lumiere_jax.distributed.preemption import Preempted
 from lumiere_jax.pipelines.super_resolution import super_resolve
 from lumiere_jax.pipelines.text_to_video import sample_videos
+from lumiere_jax.train_config import check_same_run
 
 
 @pytest.fixture(scope="session")
@@ -257,16 +258,16 @@ def test_changed_fields_are_told_apart(base):
     directory = RunDirectory(base[0])
     saved, data = directory.read_config(), directory.read_data()
     assert data.keys() == {"training", "validation"}
-    train_setup.check_same_run(saved, saved, data, data)
-    train_setup.check_same_run(saved, saved, {}, data)  # started before there was a hash
-    train_setup.check_same_run(None, saved, {}, data)
+    check_same_run(saved, saved, data, data)
+    check_same_run(saved, saved, {}, data)  # started before there was a hash
+    check_same_run(None, saved, {}, data)
     other = saved.copy_and_resolve_references()
     other.temporal.strides = (1,)
     message = r"temporal.strides: \(2,\) when it was started, \(1,\) now"
     with pytest.raises(ValueError, match=message):
-        train_setup.check_same_run(saved, other, data, data)
+        check_same_run(saved, other, data, data)
     other.training.steps, other.temporal.strides = 5, (2,)
-    train_setup.check_same_run(saved, other, data, data)
+    check_same_run(saved, other, data, data)
 
 
 # ------------------------------------------------------------------------------------ sampling

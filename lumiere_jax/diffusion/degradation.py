@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from lumiere_jax.diffusion.low_resolution import along_rows_and_columns
+
 _BLOCK = 8
 # Quantisation tables for luminance and chrominance: ITU-T T.81, annex K.1. Rows go from low to high vertical frequency.
 _LUMINANCE = (
@@ -44,7 +46,7 @@ def blur(
       deviation: standard deviation for each clip, in pixels of this video; 0 leaves it as it is.
     """
     rows, columns = (_gaussian_weights(size, deviation).astype(video.dtype) for size in video.shape[2:4])
-    return _along_rows_and_columns(rows, video, columns)
+    return along_rows_and_columns(rows, video, columns)
 
 
 def jpeg(
@@ -67,8 +69,8 @@ def jpeg(
     blocks_down, blocks_across = (size // _BLOCK for size in ycbcr.shape[2:4])
     rows, columns = (jnp.asarray(_cosines(count), video.dtype) for count in (blocks_down, blocks_across))
     step = jnp.tile(_quantisation_steps(quality), (1, blocks_down, blocks_across, 1))[:, None]
-    coefficients = _quantise(_along_rows_and_columns(rows, ycbcr, columns), step).astype(video.dtype)
-    ycbcr = _along_rows_and_columns(rows.T, coefficients, columns.T)[:, :, :height, :width]
+    coefficients = _quantise(along_rows_and_columns(rows, ycbcr, columns), step).astype(video.dtype)
+    ycbcr = along_rows_and_columns(rows.T, coefficients, columns.T)[:, :, :height, :width]
     ycbcr = jnp.clip(jnp.rint(ycbcr), -128, 127).at[..., 0].add(128.0)
     return jnp.clip(jnp.rint(_recolour(_TO_RGB, ycbcr)), 0, 255) / 127.5 - 1.0
 
@@ -80,15 +82,8 @@ def _gaussian_weights(size: int, deviation: Float[Array, " batch"]) -> Float[Arr
     return weights / weights.sum(-1, keepdims=True)
 
 
-def _along_rows_and_columns(rows: Array, video: Array, columns: Array) -> Array:
-    """Multiplies each frame's columns by `rows` and its rows by `columns`: matrices for all clips, or one for each.
-
-    In full precision: bfloat16, to which a TPU would round, has steps of a grey level.
-    """
-    return jnp.einsum("...Hh,...fhwc,...Ww->...fHWc", rows, video, columns, precision=jax.lax.Precision.HIGHEST)
-
-
 def _recolour(matrix: np.ndarray, video: Array) -> Array:
+    # Not as a TPU would by default: bfloat16 has steps of a grey level.
     return jnp.einsum("dc,bfhwc->bfhwd", matrix.astype(video.dtype), video, precision=jax.lax.Precision.HIGHEST)
 
 

@@ -43,10 +43,10 @@ def upsample(
         enlarged like the frame that it is of. Past the middle of the outermost pixels their values are repeated.
     """
     rows, columns = (
-        _bilinear_weights(size, new_size, align_corners)
+        jnp.asarray(_bilinear_weights(size, new_size, align_corners), video.dtype)
         for size, new_size in ((video.shape[2], height), (video.shape[3], width))
     )
-    return jnp.einsum("Hh,bfhwc,Ww->bfHWc", rows.astype(video.dtype), video, columns.astype(video.dtype))
+    return along_rows_and_columns(rows, video, columns)
 
 
 def upsample_part(
@@ -62,7 +62,19 @@ def upsample_part(
         jax.lax.dynamic_slice_in_dim(jnp.asarray(_bilinear_weights(*sizes, align_corners), video.dtype), start, length)
         for sizes, start, length in zip(zip(video.shape[1:3], size, strict=True), corner, part, strict=True)
     )
-    return jnp.einsum("Hh,fhwc,Ww->fHWc", rows, video, columns)
+    return along_rows_and_columns(rows, video, columns)
+
+
+def along_rows_and_columns(
+    rows: Float[Array, "*#clips height small_height"],
+    video: Float[Array, "*#clips frames small_height small_width channels"],
+    columns: Float[Array, "*#clips width small_width"],
+) -> Float[Array, "*#clips frames height width channels"]:
+    """Multiplies each frame's columns by `rows` and its rows by `columns`: matrices for all clips, or one for each.
+
+    In full precision: bfloat16, to which a TPU would round, has steps of a grey level.
+    """
+    return jnp.einsum("...Hh,...fhwc,...Ww->...fHWc", rows, video, columns, precision=jax.lax.Precision.HIGHEST)
 
 
 def check_level(field: str, level: float | int, schedule: NoiseSchedule) -> None:

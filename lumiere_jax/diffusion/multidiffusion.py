@@ -98,7 +98,7 @@ class Windows:
     """How clips are cut.
 
     Attributes:
-      frames: of a window, and those that neighbours share.
+      frames: of a window, and those that neighbours share; None: all.
       height, width: of a tile, and the pixels that neighbours share; None: whole.
       weights: see `window_shares`.
 
@@ -106,7 +106,7 @@ class Windows:
       ValueError: a window below 1, an overlap that is not in [0, window), unknown weights.
     """
 
-    frames: tuple[int, int]
+    frames: tuple[int, int] | None = None
     height: tuple[int, int] | None = None
     width: tuple[int, int] | None = None
     weights: str = "uniform"

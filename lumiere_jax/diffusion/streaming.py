@@ -65,8 +65,9 @@ def _averages(
     windows = [(clip, *corner) for clip in range(len(x)) for corner in cut.corners.tolist()]
     chunks = [windows[first : first + window_batch] for first in range(0, len(windows), window_batch)]
     pending: dict[tuple[int, int], np.ndarray] = {}
-    # One chunk ahead: the devices have the next windows while the host adds up the last ones. What those change of `x`
-    # lies before the next windows, which would be pending otherwise.
+    # One chunk ahead: the devices have the next windows while the host adds up the last ones (frames that take their
+    # step on a device wait there until it is done with these). What a step changes of `x` lies before the next windows,
+    # which would be pending otherwise.
     ahead = _denoise(denoise_windows, step, x, cut, chunks[0], window_batch)
     for number, chunk in enumerate(chunks):
         predictions = ahead

@@ -13,7 +13,7 @@ from lumiere_jax.distributed import tpu_slice
 from lumiere_jax.distributed.compiled_program import cost_of, memory_that_is_missing
 from lumiere_jax.distributed.mesh import make_mesh
 from lumiere_jax.distributed.model_flops import peak_flops
-from lumiere_jax.train_setup import check_batches
+from lumiere_jax.train_config import check_batches
 
 _GIB = 2**30
 

@@ -36,7 +36,7 @@ class Settings:
     align_corners: bool = True  # of the enlarged low-resolution video, as in training
     guidance_interval: tuple[float, float] = (0.0, 1.0)  # the diffusion times at which clips are guided
     windows: Windows | None = None  # None: all frames in one pass, as the base model makes them
-    window_batch: int | None = None  # of each clip; None: all at once, or as many as are worth it
+    window_batch: int | None = None  # windows of each clip that `generate` denoises at once; None: all
 
     def __post_init__(self):
         for field, known in (
@@ -89,6 +89,7 @@ def sampling_settings(
     sampler: str | None = None,
     window: tuple[int, int] | None = None,
     tile: tuple[int, int] | None = None,
+    window_batch: int | None = None,
 ) -> Settings:
     """The sampling that a run's config asks for, with what a caller chooses otherwise.
 
@@ -98,6 +99,7 @@ def sampling_settings(
       window: (frames of a window, frames that neighbours share): MultiDiffusion in time. Default: the config's for
         super-resolution, else none.
       tile: (pixels of a side, pixels that neighbours share): MultiDiffusion in space. Default: likewise.
+      window_batch: see `Settings`.
 
     Raises:
       ValueError: a value is unknown or out of range, or a learned variance is asked of a network that has none.
@@ -108,10 +110,7 @@ def sampling_settings(
         window = (config.clip.frames, fields.overlap) if window is None else window
         if tile is None and fields.get("tile", 0):
             tile = (fields.tile, fields.tile_overlap)
-    windows = None
-    if window or tile:
-        frames = (config.clip.frames, 0) if window is None else window
-        windows = Windows(frames, tile, tile, fields.get("weights", "uniform"))
+    windows = Windows(window, tile, tile, fields.get("weights", "uniform")) if window or tile else None
     interval = tuple(defaults.get("guidance_interval", (0.0, 1.0)))
     schedule = noise_schedule.from_config(config.diffusion.schedule, config.diffusion.log_snr_shift)
     variance = defaults.get("variance", "posterior")
@@ -138,8 +137,17 @@ def sampling_settings(
         align_corners=config.diffusion.align_corners,
         guidance_interval=interval if guidance_interval is None else guidance_interval,
         windows=windows,
-        window_batch=fields.get("window_batch", 0) or None,
+        window_batch=window_batch,
     )
+
+
+def check_window(window: tuple[int, int] | None, frames: int) -> None:
+    """Raises a ValueError if a window that a caller chose (see `sampling_settings`) is longer than the clip.
+
+    A config's may be: a clip that is shorter than it is a single window.
+    """
+    if window is not None and window[0] > frames:
+        raise ValueError(f"window={window[0]} is longer than the clip, which has {frames} frames")
 
 
 def generate(

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int32
 from lumiere_jax.checkpoints.run_directory import Run
 from lumiere_jax.diffusion.clip_noise import clip_key
 from lumiere_jax.distributed import partitioning, processes
-from lumiere_jax.pipelines.generation import Settings, generate, sampling_settings
+from lumiere_jax.pipelines.generation import Settings, check_window, generate, sampling_settings
 
 Videos = Float[np.ndarray, "prompts frames height width 3"]
 
@@ -43,8 +43,9 @@ def sample_videos(
       first_number: the first prompt's number, where many prompts are sampled in several calls.
       frames: per clip, default the run's; any number (padded to the temporal stride inside the model).
       size: (height, width) in pixels, default the run's.
-      **choices: of `sampling_settings`: steps, guidance_weight, guidance_interval, sampler, window. With a window clips
-        are made in windows of so many frames, which MultiDiffusion joins: for clips that are longer than the model's.
+      **choices: of `sampling_settings`: steps, guidance_weight, guidance_interval, sampler, window, window_batch. With
+        a window clips are made in windows of so many frames, which MultiDiffusion joins: for clips that are longer
+        than the model's.
 
     Returns:
       Clips in [-1, 1], at `run.config.clip.fps` frames per second.
@@ -60,8 +61,7 @@ def sample_videos(
     frames = run.config.clip.frames if frames is None else frames
     if frames < 1 or height < 1 or width < 1:
         raise ValueError(f"frames={frames} and size={(height, width)} must be positive")
-    if settings.windows is not None and settings.windows.frames[0] > frames:
-        raise ValueError(f"window={settings.windows.frames[0]} is longer than the clip, which has {frames} frames")
+    check_window(choices.get("window"), frames)
     return _sample_on_mesh(run, prompts, first_number, jax.random.key(seed), (frames, height, width), settings)
 
 

@@ -10,7 +10,7 @@ from lumiere_jax.checkpoints.run_directory import RunDirectory
 from lumiere_jax.models.rematerialization import Rematerialization
 from lumiere_jax.text.load_t5 import load_t5_encoder
 from lumiere_jax.text.t5_encoder import T5Config, T5Encoder
-from lumiere_jax.train_setup import check_same_run
+from lumiere_jax.train_config import check_same_run
 
 
 @pytest.mark.parametrize("module", [text_to_image, stunet])

@@ -170,6 +170,7 @@ def test_windows_that_overwrite():
 def test_overhead_of_the_papers_windows():
     assert Windows((8, 2)).of((80, 1024, 1024)).overhead == pytest.approx(1.3)
     assert Windows((8, 0), (512, 0), (512, 0)).of((80, 1024, 1024)).overhead == 1.0
+    assert Windows(height=(512, 0)).of((80, 1024, 1024)).shape == (80, 512, 1024)
 
 
 @pytest.mark.parametrize("window_batch", [None, 1, 2, 3, 5, 99])

@@ -13,7 +13,7 @@ from random_runs import random_run
 from lumiere_jax.diffusion import low_resolution
 from lumiere_jax.diffusion.clip_noise import clip_key, noise_of_rows
 from lumiere_jax.diffusion.samplers import advance
-from lumiere_jax.pipelines import super_resolution
+from lumiere_jax.pipelines import window_memory
 from lumiere_jax.pipelines.generation import guided_denoiser, sampling_settings
 from lumiere_jax.pipelines.super_resolution import prepare, prepare_chain, super_resolve
 from lumiere_jax.pipelines.text_to_video import encode_prompts
@@ -114,7 +114,7 @@ def test_what_fits_is_chosen(run):
 
 def test_clips_that_the_host_has_no_room_for(run, monkeypatch):
     free = type("Memory", (), {"available": 2 * 6 * 16 * 16 * 3 * 4 - 1})
-    monkeypatch.setattr(super_resolution.psutil, "virtual_memory", lambda: free)
+    monkeypatch.setattr(window_memory.psutil, "virtual_memory", lambda: free)
     prepare(run, (6, 8, 8), memory=2**40)
     with pytest.raises(MemoryError, match=r"ssr:test: 6 frames of 16x16 pixels need 0.00 GiB of the host's memory"):
         prepare(run, (6, 8, 8), memory=2**40, sampler="dpm_solver_pp_2m")
@@ -161,4 +161,4 @@ def test_more_that_is_wrong(run):
         super_resolve(run, VIDEOS, PROMPTS[:1])
     with pytest.raises(ValueError, match=r"made ready for clips of \(4, 8, 8\)"):
         prepare(run, (4, 8, 8)).frames(VIDEOS, PROMPTS)
-    assert super_resolution.free_memory(run.mesh) > 2**28
+    assert window_memory.free_memory(run.mesh) > 2**28

@@ -1,0 +1,54 @@
+"""The sampling command: its flags reach the pipelines, and flags that say nothing are told."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from absl import flags
+from random_runs import random_run, write_run
+
+from lumiere_jax import sample
+from lumiere_jax.data.video_io import decode_video
+
+
+def test_windows_tiles_and_a_chain(tmp_path):
+    write_run(random_run(), tmp_path / "base")
+    write_run(random_run(super_resolution=True), tmp_path / "ssr")
+    command = [sys.executable, "-m", "lumiere_jax.sample", f"--checkpoint={tmp_path / 'base'}", "--prompt=a red circle"]
+    command += ["--frames=10", "--height=16", "--width=8", "--window=4", "--window_batch=2", "--guidance_interval=.3,1"]
+    command += [f"--super_resolution={tmp_path / 'ssr'}"] * 2
+    command += ["--tile=16", "--memory_gib=1", "--super_resolution_window_batch=3", f"--output={tmp_path / 'clips'}"]
+    done = subprocess.run(command, env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    # 3 windows in time, that share 1 frame; tiles that share an eighth: 3x1, then 5x3.
+    assert "10 frames of 16x32 in 9 windows of 4x16x16, 3 at once" in done.stdout
+    assert "10 frames of 32x64 in 45 windows of 4x16x16, 3 at once" in done.stdout
+    clips = {path.name.removesuffix(".mp4"): path for path in (tmp_path / "clips").glob("*.mp4")}
+    small, large = (clips[name] for name in sorted(clips))
+    assert decode_video(small)[0].shape == (10, 16, 8, 3)
+    assert decode_video(large)[0].shape == (10, 64, 32, 3)
+    made = json.loads(small.with_suffix(".json").read_text())
+    assert made["window"] == [4, 1]
+    assert made["guidance_interval"] == [0.3, 1.0]
+    enlarged = json.loads(large.with_suffix(".json").read_text())["super_resolution"]
+    assert [stage["tile"] for stage in enlarged] == [[16, 2]] * 2
+
+
+@pytest.mark.parametrize(
+    ("choices_of", "given", "message"),
+    [
+        (sample.window_flags, {"window_overlap": 2}, "--window_overlap=2 says nothing without --window"),
+        (sample.window_flags, {"window_batch": 1}, "--window_batch=1 says nothing without --window"),
+        (sample.enlarging_flags, {"tile_overlap": 0}, "--tile_overlap=0 says nothing without --tile"),
+    ],
+)
+def test_flags_that_say_nothing(monkeypatch, choices_of, given, message):
+    values = flags.FlagValues()
+    for name in ("window", "window_overlap", "window_batch", "tile", "tile_overlap"):
+        flags.DEFINE_integer(name, given.get(name), "", flag_values=values)
+    values.mark_as_parsed()
+    monkeypatch.setattr(sample, "FLAGS", values)
+    with pytest.raises(ValueError, match=message):
+        choices_of()
