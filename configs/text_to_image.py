@@ -141,14 +141,15 @@ def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
     }
     config.sampling = {
         # DeepFloyd IF's stage I: ddpm, 100 steps, leading, learned_range, guidance 7, dynamic.
-        "sampler": "dpm_solver_pp_2m",  # or ddim, ddpm
+        "sampler": "dpm_solver_pp_2m",  # or dpm_solver_pp_2m_sde, heun (two calls a step), ddim, ddpm
         "steps": 20,
-        "spacing": "uniform",  # of the times: or log_snr, or leading (with discrete_cosine)
+        "spacing": "uniform",  # of the times: or log_snr, karras (for heun), or leading (with discrete_cosine)
         # Of ddpm's steps: or learned_range, where the U-Net has 6 output channels (DeepFloyd IF). Training scores the
         # prediction alone, nothing holds the variance in its place: after much of it posterior is the safer one.
         "variance": "posterior",
         "guidance": 3.0,
         "guidance_interval": (0.0, 1.0),  # diffusion times at which clips are guided
+        "guidance_rescale": 0.0,  # share of the way back to the contrast of the unguided prediction
         "threshold": "dynamic",  # or static, none
         "threshold_percentile": 0.95,  # of dynamic (DeepFloyd IF's)
         "threshold_maximum": 1.5,  # of dynamic (DeepFloyd IF's stage I; 1 at stage II)

@@ -82,8 +82,8 @@ def needed_flops(config: ml_collections.ConfigDict, program: str) -> float:
         a_clip = step_flops(config, parameter_partition.split(abstract_model(config)))
     else:
         settings = sampling_settings(_with_unet(config))
-        steps = 1 if config.diffusion.low_res_factor else settings.steps
-        a_clip = forward_flops(config) * steps * (1 if settings.guidance_weight == 1.0 else 2)
+        calls = 1 if config.diffusion.low_res_factor else settings.calls
+        a_clip = forward_flops(config) * calls * (1 if settings.guidance_weight == 1.0 else 2)
     return config.training.batch_size * a_clip
 
 

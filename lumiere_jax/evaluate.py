@@ -57,7 +57,7 @@ def evaluate(
     )
     settings = {"seed": seed, "batch_size": batch_size, "guidance_weight": guidance_weight}
     with tqdm.tqdm(total=prompts, unit="clip", disable=not processes.is_first()) as bar:
-        for base in sample_in_batches(run, captions, **settings):
+        for base, _ in sample_in_batches(run, captions, **settings):
             first = len(clips["generated"])
             for stage in chain:
                 batch = captions[first : first + len(base)]

@@ -10,7 +10,7 @@ import functools
 import itertools
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from absl import app, flags, logging
@@ -20,6 +20,8 @@ from jax.sharding import Mesh
 from lumiere_jax.checkpoints.checkpointing import CheckpointError, tree_hash
 from lumiere_jax.checkpoints.run_directory import Run, RunDirectory, load_run
 from lumiere_jax.checkpoints.temporal_weights import load_temporal
+from lumiere_jax.data.video_io import write_contact_sheet
+from lumiere_jax.diffusion.samplers import Sampler, Spacing
 from lumiere_jax.distributed import mesh as meshes
 from lumiere_jax.distributed import platform, processes
 from lumiere_jax.pipelines.results import file_name, library_versions, open_video_files, video_files
@@ -38,6 +40,7 @@ def sample(
     size: tuple[int, int],
     batch_size: int | None = None,
     enlarging: Mapping[str, Any] | None = None,
+    denoising: bool = False,
     **choices: Any,
 ) -> None:
     """Samples every prompt and writes it, at the base and, with `super_resolution`, at the highest resolution.
@@ -51,6 +54,7 @@ def sample(
       frames, size: of the base clips: how many, and their height and width.
       batch_size: clips that are sampled at once; None: see `sample_in_batches`.
       enlarging: choices of `super_resolution.prepare`, for all of `super_resolution`.
+      denoising: whether to write how the base clips come about, too.
       **choices: the other arguments of `sample_videos`.
 
     Raises:
@@ -61,13 +65,17 @@ def sample(
     chain = prepare_chain(super_resolution, (frames, *size), prompts, clips=len(prompts), **enlarging)
     for stage in chain:
         processes.say(stage.line())
-    batches = sample_in_batches(run, prompts, seed=seed, batch_size=batch_size, frames=frames, size=size, **choices)
+    clips = {"seed": seed, "batch_size": batch_size, "frames": frames, "size": size, "watch": denoising}
+    batches = sample_in_batches(run, prompts, **clips, **choices)
     made_with = {"seed": seed, **choices, "versions": library_versions(), "checkpoint": _description(run)}
     enlarged_with = made_with | {"super_resolution": [_description(each) | enlarging for each in super_resolution]}
     fps, first = run.config.clip.fps, 0
-    for videos in batches:
+    for videos, pictures in batches:
         batch = prompts[first : first + len(videos)]
         write_frames(_frames_of(videos), batch, first, "", output, (frames, *size), fps, made_with)
+        if denoising and processes.is_first():
+            for number, (prompt, clip) in enumerate(zip(batch, pictures, strict=True), start=first):
+                write_contact_sheet(output / f"{file_name(number, prompt)}_denoising.png", clip, columns=10)
         for stage in chain[:-1]:
             videos = stage.videos(videos, batch, seed=seed, first_number=first)
         for stage in chain[-1:]:
@@ -202,7 +210,15 @@ def define_flags() -> None:
         None,
         "FIRST,LAST diffusion time, of 0 to 1, at which the base model is guided; default: all.",
     )
-    flags.DEFINE_enum("sampler", None, ["ddpm", "ddim", "dpm_solver_pp_2m"], "Default: the config's.")
+    flags.DEFINE_float(
+        "guidance_rescale",
+        None,
+        "How far, 0 to 1, to bring guided clips back to the contrast of unguided ones; default: the config's.",
+    )
+    flags.DEFINE_string("negative_prompt", "", "What guidance leads away from, at all resolutions.")
+    flags.DEFINE_enum("sampler", None, get_args(Sampler), "Of the base model; default: the config's.")
+    flags.DEFINE_enum("spacing", None, get_args(Spacing), "Of its times; default: the config's.")
+    flags.DEFINE_bool("denoising", False, "Write NAME_denoising.png, too: the middle frame as each step predicts it.")
     flags.DEFINE_integer(
         "window",
         None,
@@ -249,6 +265,7 @@ def enlarging_flags() -> dict[str, Any]:
         "memory": None if FLAGS.memory_gib is None else int(FLAGS.memory_gib * 2**30),
         "window_batch": FLAGS.super_resolution_window_batch,
         "tile": None if FLAGS.tile is None else (FLAGS.tile, overlap),
+        "negative_prompt": FLAGS.negative_prompt,
     }
 
 
@@ -289,7 +306,11 @@ def main(_argv: list[str]) -> None:
             steps=FLAGS.steps,
             guidance_weight=FLAGS.guidance,
             guidance_interval=interval,
+            guidance_rescale=FLAGS.guidance_rescale,
+            negative_prompt=FLAGS.negative_prompt,
             sampler=FLAGS.sampler,
+            spacing=FLAGS.spacing,
+            denoising=FLAGS.denoising,
             **windows,
         )
 

@@ -10,7 +10,7 @@ from lumiere_jax.diffusion.prediction import Denoiser
 
 
 def classifier_free_guidance(
-    denoiser_pair: Callable[..., tuple[Array, Array]], weight: float | Float[Array, ""]
+    denoiser_pair: Callable[..., tuple[Array, Array]], weight: float | Float[Array, ""], rescaled: float = 0.0
 ) -> Denoiser:
     """The guided denoiser u + w (c - u) (Ho & Salimans 2022).
 
@@ -21,6 +21,7 @@ def classifier_free_guidance(
         windows) are handed on to it.
       weight: w; 0 is unconditional, 1 exactly conditional. DeepFloyd IF uses 7 (base) and 4 (super-resolution); not
         from the paper.
+      rescaled: `share` of `rescale`.
     """
 
     def guided(x_t: Array, t: Array, *conditioning: Any) -> Array:
@@ -28,9 +29,24 @@ def classifier_free_guidance(
         channels = x_t.shape[-1]
         c, u, variance = conditional[..., :channels], unconditional[..., :channels], conditional[..., channels:]
         # The same as u + w (c - u), and without rounding error at w = 1.
-        return jnp.concatenate([c + (weight - 1.0) * (c - u), variance], axis=-1)
+        mixed = c + (weight - 1.0) * (c - u)
+        return jnp.concatenate([rescale(mixed, c, rescaled) if rescaled else mixed, variance], axis=-1)
 
     return guided
+
+
+def rescale(
+    guided: Float[Array, " batch *shape"], conditional: Float[Array, " batch *shape"], share: float
+) -> Float[Array, " batch *shape"]:
+    """Brings a guided prediction back to the conditional one's contrast (Lin et al. 2024, section 3.4, eq. 15-16).
+
+    Args:
+      guided, conditional: predictions; the standard deviation is over all of one clip.
+      share: of the way, in [0, 1]: 0 changes nothing, their choice is 0.7 (not from the paper).
+    """
+    axes = tuple(range(1, guided.ndim))
+    ratio = conditional.std(axes, keepdims=True) / guided.std(axes, keepdims=True)
+    return guided * (share * ratio + (1.0 - share))
 
 
 def dynamic_threshold(

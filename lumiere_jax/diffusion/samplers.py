@@ -1,15 +1,15 @@
-"""DDPM, DDIM and DPM-Solver++(2M): from noise to a clip, along a decreasing grid of times.
+"""DDPM, DDIM, DPM-Solver++(2M) with and without noise, and Heun: from noise to a clip, along a falling grid of times.
 
 A sampler knows only an x0 denoiser `(x_t, t) -> x0` with a scalar t (`prediction.x0_denoiser` makes one); guidance,
 windows, conditioning and thresholds are inside it. DDPM with learned variance needs a second number from it, how much
 noise to add (`prediction.x0_and_variance_denoiser`). Each step is a linear combination
 
-    x_s = a x_t + b x0(x_t, t) (+ c noise or + c x0 of the step before),    t > s
+    x_s = a x_t + b x0(x_t, t) (+ c noise) (+ d x0 of the call before),    t > s
 
 whose coefficients, a sampler's `Plan`, are computed for all steps beforehand, so the compiled loop holds one call of
-the denoiser. `advance` takes the step pixel by pixel: of a clip that is larger than a device's memory it is taken frame
-by frame (`streaming.py`). The last step, to t = 0, returns the x0 prediction at the last positive time. Sampler and
-number of steps are not from the paper.
+the denoiser. Heun's method calls it twice a step: its second call is a row of the plan, too. `advance` takes the step
+pixel by pixel: of a clip that is larger than a device's memory it is taken frame by frame (`streaming.py`). The last
+step, to t = 0, returns the x0 prediction at the last positive time. Sampler and number of steps are not from the paper.
 
 To start from a partly noised clip (SDEdit), plan along the tail of a time grid, and follow the plan from the clip
 noised at its first time.
@@ -18,6 +18,7 @@ DeepFloyd IF samples with "ddpm", spacing "leading" and variance "learned_range"
 I and 50 at stage II.
 """
 
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -28,28 +29,35 @@ from jaxtyping import Array, Float, Key
 from lumiere_jax.diffusion.noise_schedule import NoiseSchedule
 from lumiere_jax.diffusion.prediction import Denoiser, VarianceDenoiser
 
-Sampler = Literal["ddim", "ddpm", "dpm_solver_pp_2m"]
-Spacing = Literal["uniform", "log_snr", "leading"]
+Sampler = Literal["ddim", "ddpm", "dpm_solver_pp_2m", "dpm_solver_pp_2m_sde", "heun"]
+Spacing = Literal["uniform", "log_snr", "karras", "leading"]
 Variance = Literal["posterior", "learned_range"]
 Keys = Key[Array, ""] | Key[Array, " batch"]  # one for all clips, or one for each
 
 # Last positive time of the log-SNR grid under a continuous schedule (DPM-Solver's usual choice; not from the paper).
 MIN_TIME = 1e-3
+# Of the Karras grid (Karras et al. 2022, table 1): sigma / alpha at its ends, and the exponent.
+_KARRAS_RANGE, _KARRAS_RHO = (80.0, 0.002), 7.0
 
 
 class Plan(NamedTuple):
-    """The steps of a sampler: of each the time that the denoiser is called at, and the coefficients of `advance`.
+    """The calls of a sampler's denoiser: of each the time, and the coefficients of `advance`.
 
-    One of the last three is None where the sampler has no use for it: it then needs no noise, no prediction of the step
+    One of the last three is None where the sampler has no use for it: it then needs no noise, no prediction of the call
     before, or no learned variance.
     """
 
-    t: Float[Array, " steps"]
-    x: Float[Array, " steps"]
-    x0: Float[Array, " steps"]
-    noise: Float[Array, " steps"] | None = None
-    spread: Float[Array, " steps"] | None = None  # of the learned variance: noise is scaled by e^(spread fraction)
-    previous: Float[Array, " steps"] | None = None  # of the x0 prediction of the step before
+    t: Float[Array, " calls"]
+    x: Float[Array, " calls"]
+    x0: Float[Array, " calls"]
+    noise: Float[Array, " calls"] | None = None
+    spread: Float[Array, " calls"] | None = None  # of the learned variance: noise is scaled by e^(spread fraction)
+    previous: Float[Array, " calls"] | None = None  # of the x0 prediction of the call before
+
+    @property
+    def calls(self) -> int:
+        """How often the denoiser is called: once a step, with "heun" once less than twice."""
+        return len(self.t)
 
     def step(self, index: int | Array) -> "Plan":
         """One step of it: all fields without their axis."""
@@ -68,8 +76,10 @@ def plan(
 
     Args:
       sampler: "ddim" (Song et al. 2021, eq. 12); "ddpm", ancestral sampling with the posterior variance of
-        q(x_s | x_t, x0) (Ho et al. 2020, eq. 6-7), which is "ddim" with eta = 1; or "dpm_solver_pp_2m", second order
-        and deterministic (Lu et al. 2022, algorithm 2) but for its first step, without history, and the last, to 0.
+        q(x_s | x_t, x0) (Ho et al. 2020, eq. 6-7), which is "ddim" with eta = 1; "dpm_solver_pp_2m", second order and
+        deterministic (Lu et al. 2022, algorithm 2) but for its first step, without history, and the last, to 0;
+        "dpm_solver_pp_2m_sde", the same for the diffusion SDE, which adds noise (its version 3, appendix D); or "heun",
+        second order and deterministic, two calls a step (Karras et al. 2022, algorithm 1, on sigma / alpha).
       schedule: relates t to alpha and sigma; the denoiser's own.
       times: strictly decreasing from at most 1 to exactly 0, such as `time_grid`.
       eta: in [0, 1], "ddim" only: 0 is deterministic, 1 is DDPM.
@@ -99,6 +109,11 @@ def plan(
         case "dpm_solver_pp_2m":
             x, x0, previous = _dpm_solver_coefficients(schedule, times)
             return Plan(t, x, x0, previous=previous)
+        case "dpm_solver_pp_2m_sde":
+            x, x0, previous, noise = _sde_dpm_solver_coefficients(schedule, times)
+            return Plan(t, x, x0, noise, previous=previous)
+        case "heun":
+            return _heun(schedule, times)
         case _:
             raise ValueError(f"unknown sampler {sampler!r}: use one of {get_args(Sampler)}")
 
@@ -139,6 +154,17 @@ def follow(
     x_T: Float[Array, "*shape"],
     key: Keys | None = None,
 ) -> Float[Array, "*shape"]:
+    """All steps of a plan, in one compiled loop: `follow_and_watch`, which see, without a watch."""
+    return follow_and_watch(steps, denoise, x_T, key)[0]
+
+
+def follow_and_watch(
+    steps: Plan,
+    denoise: Denoiser | VarianceDenoiser,
+    x_T: Float[Array, "*shape"],
+    key: Keys | None = None,
+    watch: Callable[[Array], Any] = lambda x0: None,
+) -> tuple[Float[Array, "*shape"], Any]:
     """All steps of a plan, in one compiled loop. Jit the caller: every call compiles its loop anew.
 
     Args:
@@ -147,28 +173,33 @@ def follow(
       x_T: the state at the first time: standard normal noise where that is 1.
       key: where the plan has noise: step k's comes from `fold_in(key, k)`. One for all clips; or one for each, whose
         noise then does not depend on what else is in the batch.
+      watch: what to keep of each x0 prediction; by default nothing.
 
     Returns:
-      clips as the denoiser predicts them (it may threshold), float32 or wider.
+      clips as the denoiser predicts them (it may threshold), float32 or wider; and what was kept, stacked along a new
+      first axis, [calls, ...].
 
     Raises:
       ValueError: the plan has noise, and key is None.
     """
     if steps.noise is not None and key is None:
-        raise ValueError("a stochastic sampler (ddpm, or ddim with eta > 0) needs a random key: pass key=")
+        raise ValueError(
+            "a stochastic sampler (ddpm, dpm_solver_pp_2m_sde, or ddim with eta > 0) needs a random key: pass key="
+        )
 
-    def body(carry: tuple[Array, Array | None], inputs: tuple[Array, Plan]) -> tuple[tuple[Array, Any], None]:
+    def body(carry: tuple[Array, Array | None], inputs: tuple[Array, Plan]) -> tuple[tuple[Array, Any], Any]:
         (x, previous), (index, step) = carry, inputs
         x0, fraction = denoise(x, step.t) if steps.spread is not None else (denoise(x, step.t), None)
         x0 = x0.astype(x.dtype)
         noise = None if steps.noise is None else _step_noise(key, index, x)
         fraction = None if fraction is None else fraction.astype(x.dtype)
         x_next = advance(step, x, x0, noise=noise, fraction=fraction, previous=previous)
-        return (x_next, None if previous is None else x0), None
+        return (x_next, None if previous is None else x0), watch(x0)
 
     x = x_T.astype(jnp.promote_types(x_T.dtype, jnp.float32))
     previous = None if steps.previous is None else jnp.zeros_like(x)
-    return jax.lax.scan(body, (x, previous), (jnp.arange(len(steps.t)), steps))[0][0]
+    (x, _), watched = jax.lax.scan(body, (x, previous), (jnp.arange(steps.calls), steps))
+    return x, watched
 
 
 def sample(
@@ -189,13 +220,15 @@ def sample(
 
 
 def time_grid(steps: int, schedule: NoiseSchedule, spacing: str = "uniform") -> Float[np.ndarray, " {steps+1}"]:
-    """Times from 1 (but "leading": somewhat below) down to 0, strictly decreasing, on a discrete schedule's grid.
+    """Times from 1 ("leading" and "karras": somewhat below) to 0, strictly decreasing, on a discrete schedule's grid.
 
     "uniform" spaces all of them evenly in t. "log_snr" spaces the positive ones evenly in log-SNR, from t = 1 to the
     first noise level of a discrete schedule or to MIN_TIME of a continuous one; where that asks a discrete schedule for
-    one level twice, as it does among IF's noisiest, the next free level is taken. "leading" is DeepFloyd IF's spacing
-    of a discrete schedule: the levels 0, k, 2k, ... with k = levels // steps, so 100 of 1000 begin at level 990, where
-    the clip is taken to be noise alone.
+    one level twice, as it does among IF's noisiest, the next free level is taken. "karras" spaces (sigma / alpha)^(1/7)
+    evenly, from 80 to .002 or as far as the schedule goes (Karras et al. 2022, eq. 5); fit for "heun", whose calls at
+    the noisiest times are not stable on wide steps. "leading" is DeepFloyd IF's spacing of a discrete schedule: the
+    levels 0, k, 2k, ... with k = levels // steps, so 100 of 1000 begin at level 990, where the clip is taken to be
+    noise alone.
 
     Raises:
       ValueError: if steps < 1 or exceeds the schedule's noise levels, if spacing is unknown, or if it is "leading"
@@ -210,6 +243,8 @@ def time_grid(steps: int, schedule: NoiseSchedule, spacing: str = "uniform") -> 
             times = np.linspace(1.0, 0.0, steps + 1)[:-1]
         case "log_snr":
             times = _times_even_in_log_snr(steps, schedule)
+        case "karras":
+            times = _karras_times(steps, schedule)
         case "leading" if schedule.levels is None:
             raise ValueError('spacing "leading" counts the levels of a discrete schedule; this one is continuous')
         case "leading":
@@ -229,6 +264,15 @@ def _times_even_in_log_snr(steps: int, schedule: NoiseSchedule) -> np.ndarray:
     times = np.array(times, np.float64)
     times[-1], times[0] = last, 1.0  # exactly; a single step starts at 1
     return times
+
+
+def _karras_times(steps: int, schedule: NoiseSchedule) -> np.ndarray:
+    first, last = (sigma ** (1 / _KARRAS_RHO) for sigma in _KARRAS_RANGE)
+    sigmas = np.linspace(first, last, steps) ** _KARRAS_RHO
+    lowest = MIN_TIME if schedule.levels is None else 1.0 / schedule.levels
+    with jax.ensure_compile_time_eval():
+        times = np.array(schedule.time_at_log_snr(jnp.asarray(-2.0 * np.log(sigmas))), np.float64)
+    return np.clip(times, lowest, 1.0)
 
 
 def _distinct_levels(times: np.ndarray, levels: int) -> np.ndarray:
@@ -273,13 +317,57 @@ def _dpm_solver_coefficients(schedule: NoiseSchedule, times: np.ndarray) -> tupl
     With lambda = log(alpha / sigma), half the log-SNR, h = lambda_s - lambda_t and r = h_previous / h:
     x_s = sigma_s / sigma_t x_t + alpha_s (1 - e^-h) ((1 + 1 / 2r) x0 - 1 / 2r previous_x0).
     """
+    decay, gain, extrapolation, _, _ = _multistep(schedule, times, 1.0)
+    coefficients = (decay, gain * (1.0 + extrapolation), -gain * extrapolation)
+    return tuple(jnp.append(values, last) for values, last in zip(coefficients, (0.0, 1.0, 0.0), strict=True))
+
+
+def _multistep(schedule: NoiseSchedule, times: np.ndarray, rate: float) -> tuple[Array, Array, Array, Array, Array]:
+    """What both have: sigma_s / sigma_t, alpha_s (1 - e^(-rate h)) and 1 / 2r of all steps but the last; sigma; h."""
     t = jnp.asarray(times[:-1])
     alpha, sigma = schedule.alpha_sigma(t)
     h = 0.5 * jnp.diff(schedule.log_snr(t))
-    gain = -alpha[1:] * jnp.expm1(-h)
-    extrapolation = jnp.zeros_like(h).at[1:].set(0.5 * h[1:] / h[:-1])  # 1 / 2r; the first step has no history
-    a, b, c = sigma[1:] / sigma[:-1], gain * (1.0 + extrapolation), -gain * extrapolation
-    return jnp.append(a, 0.0), jnp.append(b, 1.0), jnp.append(c, 0.0)
+    extrapolation = jnp.zeros_like(h).at[1:].set(0.5 * h[1:] / h[:-1])  # the first step has no history
+    return sigma[1:] / sigma[:-1], -alpha[1:] * jnp.expm1(-rate * h), extrapolation, sigma, h
+
+
+def _sde_dpm_solver_coefficients(schedule: NoiseSchedule, times: np.ndarray) -> tuple[Array, Array, Array, Array]:
+    """(a, b, c, d) of each step x_s = a x_t + b x0 + c previous_x0 + d noise, named as above:
+
+    x_s = sigma_s / sigma_t e^-h x_t + alpha_s (1 - e^-2h) ((1 + 1 / 2r) x0 - 1 / 2r previous_x0)
+          + sigma_s sqrt(1 - e^-2h) noise.
+    """
+    decay, gain, extrapolation, sigma, h = _multistep(schedule, times, 2.0)
+    noise = sigma[1:] * jnp.sqrt(-jnp.expm1(-2.0 * h))
+    coefficients = (decay * jnp.exp(-h), gain * (1.0 + extrapolation), -gain * extrapolation, noise)
+    return tuple(jnp.append(values, last) for values, last in zip(coefficients, (0.0, 1.0, 0.0, 0.0), strict=True))
+
+
+def _heun(schedule: NoiseSchedule, times: np.ndarray) -> Plan:
+    """An Euler step, which is DDIM's, and its correction by what the denoiser says where it leads.
+
+    In u = x / alpha and its noise s = sigma / alpha the flow is du/ds = (u - x0) / s. From s to s', Euler takes
+    u' = r u + (1 - r) x0 with r = s' / s = e^-h, and the mean of the slopes at both ends is
+
+        u' + (1 - r) / 2r (x0' - x0):
+
+    the correction needs the Euler step's end and the two predictions, which is what a `Plan` keeps.
+    """
+    t = jnp.asarray(times[:-1])
+    alpha, _ = schedule.alpha_sigma(t)
+    half_correction = 0.5 * alpha[1:] * jnp.expm1(0.5 * jnp.diff(schedule.log_snr(t)))
+    euler_x, euler_x0, _ = ddim_coefficients(schedule, times, 0.0)
+    ones, zeros = jnp.ones_like(half_correction), jnp.zeros_like(half_correction)
+
+    def alternating(euler: Array, correction: Array) -> Array:  # the last step, to 0, has no correction
+        return jnp.append(jnp.stack([euler[:-1], correction], axis=1).ravel(), euler[-1])
+
+    return Plan(
+        t=alternating(t, t[1:]),
+        x=alternating(euler_x, ones),
+        x0=alternating(euler_x0, half_correction),
+        previous=alternating(jnp.append(zeros, 0.0), -half_correction),
+    )
 
 
 def _step_noise(key: Keys, index: Array, x: Array) -> Array:

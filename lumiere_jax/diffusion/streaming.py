@@ -32,7 +32,7 @@ def stream(
     x: Float[np.ndarray, "clips frames height width channels"],
     cut: Cut,
     *,
-    steps: int,
+    calls: int,
     window_batch: int,
     keeps_x0: bool = False,
 ) -> Iterator[tuple[int, int, Float[np.ndarray, "height width channels"]]]:
@@ -43,18 +43,18 @@ def stream(
       finish_frame: takes a frame's step.
       x: noise. It is overwritten.
       cut: the windows of each clip.
-      steps: how many there are.
+      calls: of the network: rows of the sampler's plan.
       window_batch: windows that go through the network at once; where they are fewer at the end, the last one fills up.
-      keeps_x0: whether `finish_frame` needs the x0 that it returned a step before.
+      keeps_x0: whether `finish_frame` needs the x0 that it returned a call before.
     """
     previous = np.zeros_like(x) if keeps_x0 else None
-    for step in range(steps):
+    for step in range(calls):
         for clip, frame, prediction in _averages(denoise_windows, step, x, cut, window_batch):
             before = None if previous is None else previous[clip, frame]
             x[clip, frame], x0 = finish_frame(step, clip, frame, x[clip, frame], prediction, before)
             if previous is not None:
                 previous[clip, frame] = x0
-            if step == steps - 1:
+            if step == calls - 1:
                 yield clip, frame, x[clip, frame]
 
 

@@ -35,6 +35,7 @@ class Settings:
     variance: str = "posterior"  # of ddpm's steps; the other samplers have no use for it
     align_corners: bool = True  # of the enlarged low-resolution video, as in training
     guidance_interval: tuple[float, float] = (0.0, 1.0)  # the diffusion times at which clips are guided
+    guidance_rescale: float = 0.0  # share of `guidance.rescale`
     windows: Windows | None = None  # None: all frames in one pass, as the base model makes them
     window_batch: int | None = None  # windows of each clip that `generate` denoises at once; None: all
 
@@ -58,11 +59,18 @@ class Settings:
         first, last = self.guidance_interval
         if not 0.0 <= first <= last <= 1.0:
             raise ValueError(f"guidance_interval={self.guidance_interval}: give two diffusion times, 0 to 1, in order")
+        if not 0.0 <= self.guidance_rescale <= 1.0:
+            raise ValueError(f"guidance_rescale={self.guidance_rescale}: give a share from 0, which is none, to 1")
 
     @property
     def learns_variance(self) -> bool:
         """Whether the sampler asks the network for its variance."""
         return self.sampler == "ddpm" and self.variance == "learned_range"
+
+    @functools.cached_property
+    def calls(self) -> int:
+        """How often a clip goes through the network; a guided call counts once."""
+        return jax.eval_shape(self.plan).calls
 
     def plan(self) -> samplers.Plan:
         """The sampler's steps."""
@@ -86,7 +94,9 @@ def sampling_settings(
     steps: int | None = None,
     guidance_weight: float | None = None,
     guidance_interval: tuple[float, float] | None = None,
+    guidance_rescale: float | None = None,
     sampler: str | None = None,
+    spacing: str | None = None,
     window: tuple[int, int] | None = None,
     tile: tuple[int, int] | None = None,
     window_batch: int | None = None,
@@ -95,7 +105,8 @@ def sampling_settings(
 
     Args:
       config: of a run.
-      steps, guidance_weight, guidance_interval, sampler: see `Settings`; default: the config's.
+      steps, guidance_weight, guidance_interval, guidance_rescale, sampler, spacing: see `Settings`; default: the
+        config's.
       window: (frames of a window, frames that neighbours share): MultiDiffusion in time. Default: the config's for
         super-resolution, else none.
       tile: (pixels of a side, pixels that neighbours share): MultiDiffusion in space. Default: likewise.
@@ -132,10 +143,11 @@ def sampling_settings(
         # Runs from before these fields have none of them.
         threshold_percentile=defaults.get("threshold_percentile", 0.95),
         threshold_maximum=defaults.get("threshold_maximum", 1.0 if config.diffusion.low_res_factor else 1.5),
-        spacing=defaults.get("spacing", "uniform"),
+        spacing=defaults.get("spacing", "uniform") if spacing is None else spacing,
         variance=variance,
         align_corners=config.diffusion.align_corners,
         guidance_interval=interval if guidance_interval is None else guidance_interval,
+        guidance_rescale=defaults.get("guidance_rescale", 0.0) if guidance_rescale is None else guidance_rescale,
         windows=windows,
         window_batch=window_batch,
     )
@@ -159,18 +171,23 @@ def generate(
     key: Array,
     settings: Settings,
     sharding: jax.sharding.NamedSharding | None = None,
-) -> Float[Array, "batch frames height width channels"]:
+    watch: Callable[[Array], Any] = lambda x0: None,
+) -> tuple[Float[Array, "batch frames height width channels"], Any]:
     """The whole of sampling but for the text encoder, as a pure function of a network.
 
     Args:
       predict: the network, called as `TextToVideo.predict`; where `settings.learns_variance`, `predict_with_variance`.
       noise: what the clips start from.
-      texts: embeddings of the prompts, and of the empty prompt for guidance.
+      texts: embeddings of the prompts, and of what guidance leads away from: the empty prompt, or a negative one.
       low_res: for super-resolution: the noised low-resolution clips at full size.
       noise_level: for super-resolution: their augmentation's level, a diffusion time; predict gets its network time.
       key: of the noise that a stochastic sampler adds, for all clips or one for each.
       settings: from `sampling_settings`.
       sharding: of the windows, where there are: see `multidiffusion`.
+      watch: what to keep of each x0 prediction, see `samplers.follow_and_watch`.
+
+    Returns:
+      clips, and what was kept.
     """
     denoiser = guided_denoiser(predict, settings)
     if settings.windows is not None:
@@ -182,7 +199,7 @@ def generate(
             return denoiser(x_t, t, *per_frame, texts, noise_level)
         return denoiser(x_t, t, *per_frame, per_clip=(texts, noise_level))
 
-    return samplers.follow(settings.plan(), settings.to_x0(conditioned), noise, key)
+    return samplers.follow_and_watch(settings.plan(), settings.to_x0(conditioned), noise, key, watch)
 
 
 def guided_denoiser(predict: Callable[..., Array], settings: Settings) -> prediction.Denoiser:
@@ -211,7 +228,7 @@ def guided_denoiser(predict: Callable[..., Array], settings: Settings) -> predic
 
     if settings.guidance_weight == 1.0:
         return conditional
-    guided = guidance.classifier_free_guidance(pair, settings.guidance_weight)
+    guided = guidance.classifier_free_guidance(pair, settings.guidance_weight, settings.guidance_rescale)
     first, last = settings.guidance_interval
     if (first, last) == (0.0, 1.0):
         return guided

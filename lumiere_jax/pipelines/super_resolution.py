@@ -67,6 +67,7 @@ class SuperResolution:
       run, settings: what is sampled, and how.
       cut: the windows of a clip, at its full size.
       window_batch: windows that the devices denoise at once.
+      negative_prompt: what guidance leads away from.
       needed: bytes that a device needs for that beside the parameters, by its compiler.
       program: `denoise_windows`, compiled for them.
     """
@@ -75,6 +76,7 @@ class SuperResolution:
     settings: Settings
     cut: Cut
     window_batch: int
+    negative_prompt: str
     needed: int
     program: Callable[..., Array]
 
@@ -112,7 +114,7 @@ class SuperResolution:
             raise ValueError(f"videos of shape {videos.shape}: this was made ready for clips of {small}")
         if len(videos) != len(prompts):
             raise ValueError(f"{len(videos)} clips but {len(prompts)} prompts: give one prompt per clip")
-        tokens = encode_prompts(self.run, prompts)
+        tokens = encode_prompts(self.run, prompts, negative_prompt=self.negative_prompt)
         texts = window_programs.embed_text(nnx.graphdef(self.run.model), self.run.parameters(), tokens)
         return self._frames(videos, [np.asarray(text) for text in texts], seed, first_number)
 
@@ -134,7 +136,7 @@ class SuperResolution:
             for first in range(0, len(videos), together)
         )
         with tqdm.tqdm(
-            total=calls * self.settings.steps, desc="super-resolution", leave=False, disable=not processes.is_first()
+            total=calls * self.settings.calls, desc="super-resolution", leave=False, disable=not processes.is_first()
         ) as bar:
             for first in range(0, len(videos), together):
                 part = slice(first, first + together)
@@ -170,7 +172,7 @@ class _Clips:
             self.finish_frame,
             x,
             self.ready.cut,
-            steps=self.ready.settings.steps,
+            calls=self.plan.calls,
             window_batch=self.ready.window_batch,
             keeps_x0=self.plan.previous is not None,
         )
@@ -207,7 +209,7 @@ def prepare_chain(
     """
     chain: list[SuperResolution] = []
     for run in runs:
-        encode_prompts(run, prompts)
+        encode_prompts(run, prompts, negative_prompt=choices.get("negative_prompt", ""))
         chain.append(prepare(run, chain[-1].cut.clip if chain else small, **choices))
     return chain
 
@@ -219,6 +221,7 @@ def prepare(
     clips: int = 1,
     memory: int | None = None,
     window_batch: int | None = None,
+    negative_prompt: str = "",
     **choices: Any,
 ) -> SuperResolution:
     """Makes a super-resolution run ready for clips of one size: chooses windows that fit, and compiles.
@@ -230,8 +233,9 @@ def prepare(
       memory: bytes of a device that the work may take beside the parameters; None: what is free now.
       window_batch: windows that are denoised at once; None: the config's `multidiffusion.window_batch` or, where that
         is 0, as many as keep the devices busy and fit.
-      **choices: of `sampling_settings`: steps, guidance_weight, guidance_interval, sampler, window, tile. Where neither
-        they nor the config name a tile, frames are whole if they fit.
+      negative_prompt: what guidance leads away from; without guidance (weight 1) it does nothing.
+      **choices: of `sampling_settings`: steps, guidance_weight, guidance_interval, guidance_rescale, sampler, spacing,
+        window, tile. Where neither they nor the config name a tile, frames are whole if they fit.
 
     Raises:
       ValueError: not a super-resolution run; a value out of range; a window longer than the clip; tiles that the
@@ -257,7 +261,7 @@ def prepare(
         cut = chosen.windows.of(clip)
         if needed <= memory:
             check_host_memory(run, chosen, cut, batch)
-            return SuperResolution(run, chosen, cut, batch, needed, program)
+            return SuperResolution(run, chosen, cut, batch, negative_prompt, needed, program)
         reasons.append(f"{batch} windows of {'x'.join(map(str, cut.shape))} need {needed / 2**30:.2f} GiB")
     raise MemoryError(
         f"{run.config.name} to {clip[2]}x{clip[1]} pixels does not fit into the {memory / 2**30:.2f} GiB that are free "

@@ -5,10 +5,11 @@ those of the run's mesh, `data` of which divide the prompts and `rows` the heigh
 """
 
 import functools
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int32
@@ -21,6 +22,13 @@ from lumiere_jax.pipelines.generation import Settings, check_window, generate, s
 Videos = Float[np.ndarray, "prompts frames height width 3"]
 
 
+class Sampled(NamedTuple):
+    """Clips in [-1, 1], and how they came about, where that was asked for: see `watch_denoising`."""
+
+    videos: Videos
+    denoising: Float[np.ndarray, "prompts calls height width 3"] | None
+
+
 def sample_videos(
     run: Run,
     prompts: Sequence[str],
@@ -29,6 +37,7 @@ def sample_videos(
     first_number: int = 0,
     frames: int | None = None,
     size: tuple[int, int] | None = None,
+    negative_prompt: str = "",
     **choices: Any,
 ) -> Videos:
     """Samples one clip per prompt with a text-to-video (or text-to-image) run.
@@ -43,17 +52,49 @@ def sample_videos(
       first_number: the first prompt's number, where many prompts are sampled in several calls.
       frames: per clip, default the run's; any number (padded to the temporal stride inside the model).
       size: (height, width) in pixels, default the run's.
-      **choices: of `sampling_settings`: steps, guidance_weight, guidance_interval, sampler, window, window_batch. With
-        a window clips are made in windows of so many frames, which MultiDiffusion joins: for clips that are longer
-        than the model's.
+      negative_prompt: what guidance leads away from; by default from clips of whatever they show.
+      **choices: of `sampling_settings`: steps, guidance_weight, guidance_interval, guidance_rescale, sampler, spacing,
+        window, window_batch. With a window clips are made in windows of so many frames, which MultiDiffusion joins:
+        for clips that are longer than the model's.
 
     Returns:
       Clips in [-1, 1], at `run.config.clip.fps` frames per second.
 
     Raises:
       ValueError: a super-resolution run, a prompt that is too long, a number out of range, a window that is longer
-        than the clip, or a height that the mesh does not divide.
+        than the clip, a negative prompt without guidance, or a height that the mesh does not divide.
     """
+    options = {"first_number": first_number, "frames": frames, "size": size, "negative_prompt": negative_prompt}
+    return _sample(run, prompts, seed, watch=False, **options, **choices).videos
+
+
+def watch_denoising(run: Run, prompts: Sequence[str], *, seed: int = 0, **options: Any) -> Sampled:
+    """Samples clips, and shows how they come about: the middle frame as each call of the network predicts it.
+
+    Args:
+      run, prompts, seed, **options: as for `sample_videos`.
+
+    Returns:
+      the clips of `sample_videos`, and the predictions of their middle frame, in the order of sampling.
+
+    Raises:
+      ValueError: as `sample_videos`.
+    """
+    return _sample(run, prompts, seed, watch=True, **options)
+
+
+def _sample(
+    run: Run,
+    prompts: Sequence[str],
+    seed: int,
+    *,
+    watch: bool,
+    first_number: int = 0,
+    frames: int | None = None,
+    size: tuple[int, int] | None = None,
+    negative_prompt: str = "",
+    **choices: Any,
+) -> Sampled:
     if run.config.diffusion.low_res_factor:
         raise ValueError(f"{run.path} is a super-resolution run: give it as super_resolution, beside a base run")
     settings = sampling_settings(run.config, **choices)
@@ -62,7 +103,10 @@ def sample_videos(
     if frames < 1 or height < 1 or width < 1:
         raise ValueError(f"frames={frames} and size={(height, width)} must be positive")
     check_window(choices.get("window"), frames)
-    return _sample_on_mesh(run, prompts, first_number, jax.random.key(seed), (frames, height, width), settings)
+    check_negative_prompt(negative_prompt, settings)
+    tokens = functools.partial(encode_prompts, run, negative_prompt=negative_prompt)
+    clip = (frames, height, width)
+    return _sample_on_mesh(run, prompts, tokens, first_number, jax.random.key(seed), clip, settings, watch)
 
 
 def sample_in_batches(
@@ -71,8 +115,9 @@ def sample_in_batches(
     *,
     seed: int,
     batch_size: int | None = None,
+    watch: bool = False,
     **choices: Any,
-) -> Iterator[Videos]:
+) -> Iterator[Sampled]:
     """Samples many prompts, a batch at a time by one compiled program; for several processes see `sample_videos`.
 
     Args:
@@ -80,6 +125,7 @@ def sample_in_batches(
       prompts: the texts; the number of each is its place among them.
       seed: of the noise.
       batch_size: clips that are sampled at once; None: four, or as many more as the devices along `data` need.
+      watch: whether to return how they come about, too.
       **choices: the other arguments of `sample_videos`.
 
     Returns:
@@ -89,21 +135,22 @@ def sample_in_batches(
       ValueError: a prompt that is too long, or a batch size that the mesh does not divide, before any work; else as
         `sample_videos`.
     """
-    processes.check_same("the prompts and how they are sampled", (list(prompts), seed, batch_size, choices))
+    processes.check_same("the prompts and how they are sampled", (list(prompts), seed, batch_size, watch, choices))
     if not prompts:
         raise ValueError("prompts=[]: give at least one")
-    encode_prompts(run, prompts)
+    encode_prompts(run, prompts, negative_prompt=choices.get("negative_prompt", ""))
     _check_batch_size(run, batch_size)
     size = min(batch_size or _next_multiple(4, run.mesh.shape["data"]), len(prompts))
-    return _batches(run, prompts, size, seed, choices)
+    return _batches(run, prompts, size, seed, {"watch": watch, **choices})
 
 
-def _batches(run: Run, prompts: Sequence[str], size: int, seed: int, choices: dict[str, Any]) -> Iterator[Videos]:
+def _batches(run: Run, prompts: Sequence[str], size: int, seed: int, choices: dict[str, Any]) -> Iterator[Sampled]:
     for first in range(0, len(prompts), size):
         batch = list(prompts[first : first + size])
         # Always a full batch, so that one compiled program serves all; what is too much is dropped.
         full = batch + [""] * (size - len(batch))
-        yield sample_videos(run, full, seed=seed, first_number=first, **choices)[: len(batch)]
+        videos, denoising = _sample(run, full, seed, first_number=first, **choices)
+        yield Sampled(videos[: len(batch)], None if denoising is None else denoising[: len(batch)])
 
 
 def _check_batch_size(run: Run, batch_size: int | None) -> None:
@@ -120,21 +167,31 @@ def _next_multiple(number: int, of: int) -> int:
 
 
 def encode_prompts(
-    run: Run, prompts: Sequence[str]
+    run: Run, prompts: Sequence[str], *, negative_prompt: str = ""
 ) -> tuple[Int32[np.ndarray, "prompts tokens"], Int32[np.ndarray, "prompts tokens"]]:
-    """Token ids of the prompts, and of the empty prompt for guidance."""
+    """Token ids of the prompts, and of what guidance leads away from."""
     length = run.config.text.length
-    return tuple(run.tokenizer.encode(texts, length)[0] for texts in (list(prompts), [""] * len(prompts)))
+    return tuple(run.tokenizer.encode(texts, length)[0] for texts in (list(prompts), [negative_prompt] * len(prompts)))
+
+
+def check_negative_prompt(negative_prompt: str, settings: Settings) -> None:
+    """Raises a ValueError for a negative prompt that would do nothing."""
+    if negative_prompt and settings.guidance_weight == 1.0:
+        raise ValueError(
+            f"negative_prompt={negative_prompt!r} does nothing without guidance, and the guidance weight is 1: raise it"
+        )
 
 
 def _sample_on_mesh(
     run: Run,
     prompts: Sequence[str],
+    tokens_of: Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]],
     first_number: int,
     key: Array,
     clip: tuple[int, int, int],
     settings: Settings,
-) -> Videos:
+    watch: bool,
+) -> Sampled:
     """One call of the compiled program, for one batch; every process has the whole batch, and gets all of its clips."""
     mesh, rows = run.mesh, run.mesh.shape["rows"]
     if clip[1] % rows:
@@ -144,11 +201,11 @@ def _sample_on_mesh(
         )
     # The devices along data get equally many, if need be clips that nobody asked for.
     size = _next_multiple(len(prompts), mesh.shape["data"])
-    tokens = encode_prompts(run, [*prompts, *[""] * (size - len(prompts))])
+    tokens = tokens_of([*prompts, *[""] * (size - len(prompts))])
     numbers = np.arange(first_number, first_number + size, dtype=np.int32)
     batch = partitioning.divide_batch(mesh, (numbers, tokens))
     sharding = partitioning.batch_sharding(mesh)
-    sampled = sample_program(
+    sampled, watched = sample_program(
         nnx.graphdef(run.model),
         run.parameters(),
         key,
@@ -156,11 +213,14 @@ def _sample_on_mesh(
         clip=clip,
         settings=settings,
         sharding=sharding,
+        watch=watch,
     )
-    return partitioning.videos_to_hosts(mesh, sampled)[: len(prompts)]
+    if watch:
+        watched = partitioning.videos_to_hosts(mesh, watched)[: len(prompts)]
+    return Sampled(partitioning.videos_to_hosts(mesh, sampled)[: len(prompts)], watched)
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "clip", "settings", "sharding"))
+@functools.partial(jax.jit, static_argnames=("graphdef", "clip", "settings", "sharding", "watch"))
 def sample_program(
     graphdef: nnx.GraphDef,
     parameters: dict,
@@ -171,7 +231,8 @@ def sample_program(
     clip: tuple[int, int, int],
     settings: Settings,
     sharding: jax.sharding.NamedSharding,
-) -> Float[Array, "batch frames height width 3"]:
+    watch: bool = False,
+) -> tuple[Float[Array, "batch frames height width 3"], Float[Array, "batch calls height width 3"] | None]:
     """All of sampling, jitted.
 
     Args:
@@ -182,6 +243,7 @@ def sample_program(
       clip: (frames, height, width).
       settings: from `sampling_settings`.
       sharding: of videos.
+      watch: whether to return the predictions of the middle frame, too.
     """
 
     starts, steps = (jax.vmap(functools.partial(clip_key, key, stream))(numbers) for stream in range(2))
@@ -191,5 +253,8 @@ def sample_program(
     texts = tuple(model.embed_text(ids) for ids in tokens)
     predict = model.predict_with_variance if settings.learns_variance else model.predict
     on_mesh = partitioning.on_mesh(sharding.mesh, generate)
-    sampled = on_mesh(predict, noise, texts, None, None, steps, settings, sharding)
-    return jax.lax.with_sharding_constraint(sampled, sharding)
+    middle = (lambda x0: x0[:, clip[0] // 2]) if watch else (lambda x0: None)
+    sampled, watched = on_mesh(predict, noise, texts, None, None, steps, settings, sharding, middle)
+    if watch:
+        watched = jax.lax.with_sharding_constraint(jnp.moveaxis(watched, 0, 1), sharding)
+    return jax.lax.with_sharding_constraint(sampled, sharding), watched

@@ -199,7 +199,7 @@ def run_both(settings, x, texts, dtype, low_res=None, level=None, **restated):
     noises = [np.float64(jax.random.normal(jax.random.fold_in(key, k), x.shape, dtype)) for k in range(settings.steps)]
     predict = functools.partial(network, library=jnp)
     cast = [None if a is None else jnp.asarray(a, dtype) for a in (x, *texts, low_res, level)]
-    ours = jax.jit(
+    ours, _ = jax.jit(
         lambda x, prompt, empty, low_res, level: generate(predict, x, (prompt, empty), low_res, level, key, settings)
     )(*cast)
     assert ours.dtype == dtype
@@ -257,7 +257,7 @@ def test_other_samplers_have_no_use_for_the_variance(inputs):
         def predict(*arguments, **named):
             return network(*arguments, **named, library=jnp)[..., :3]
 
-        return generate(predict, x, tuple(texts), None, None, jax.random.key(0), settings)
+        return generate(predict, x, tuple(texts), None, None, jax.random.key(0), settings)[0]
 
     learned, fixed = (
         run(x, Settings(**fields, guidance_weight=7.0, variance=variance))

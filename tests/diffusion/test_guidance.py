@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +21,22 @@ def test_guidance():
         np.testing.assert_allclose(guided, expected, rtol=1e-5, atol=3e-6)
     exact = classifier_free_guidance(lambda x, t: (conditional, unconditional), 1.0)(x_t, t)
     np.testing.assert_array_equal(exact, conditional)
+
+
+def test_rescaled_guidance():
+    generator = np.random.default_rng(1)
+    conditional, unconditional = np.float32(generator.normal(0.3, 0.5, size=(2, 2, 3, 4, 4, 3)))
+    x_t = jnp.zeros_like(conditional)
+
+    def guided(share):
+        pair = functools.partial(lambda x, t: (jnp.asarray(conditional), jnp.asarray(unconditional)))
+        return classifier_free_guidance(pair, 5.0, share)(x_t, jnp.array(0.5))
+
+    mixed = np.float64(unconditional) + 5 * (np.float64(conditional) - unconditional)
+    np.testing.assert_allclose(guided(0.0), mixed, atol=1e-5)
+    for clip in range(2):  # Lin et al. 2024, eq. 15-16, of each clip by itself
+        rescaled = mixed[clip] * conditional[clip].std() / mixed[clip].std()
+        np.testing.assert_allclose(guided(0.7)[clip], 0.7 * rescaled + 0.3 * mixed[clip], rtol=1e-4, atol=1e-5)
 
 
 def test_guidance_hands_on_conditioning():

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,16 @@ import numpy as np
 import pytest
 
 from lumiere_jax.diffusion.noise_schedule import CosineSchedule, DiscreteCosineSchedule
-from lumiere_jax.diffusion.samplers import MIN_TIME, ddim_coefficients, follow, plan, sample, time_grid
+from lumiere_jax.diffusion.samplers import (
+    MIN_TIME,
+    Sampler,
+    ddim_coefficients,
+    follow,
+    follow_and_watch,
+    plan,
+    sample,
+    time_grid,
+)
 
 MEAN, STD = 0.4, 0.3  # of every element of the data
 SCHEDULES = [CosineSchedule(), DiscreteCosineSchedule()]
@@ -41,7 +51,7 @@ def exact_final_x0(x, schedule, times):
     return gaussian_x0(x_last, alpha[-2], sigma[-2])
 
 
-ORDERS = {"ddim": 1, "dpm_solver_pp_2m": 2}
+ORDERS = {"ddim": 1, "dpm_solver_pp_2m": 2, "heun": 2}
 
 
 def solve(name, x, schedule, times):
@@ -70,7 +80,109 @@ def test_error_falls_at_the_solvers_order(name, spacing):
             errors.append(np.abs(result - exact_final_x0(x, schedule, times)).max())
     orders = np.log2(np.divide(errors[:-1], errors[1:]))
     np.testing.assert_allclose(orders, ORDERS[name], atol=0.25)
-    assert errors[-1] < {"ddim": 1e-2, "dpm_solver_pp_2m": 3e-4}[name]
+    assert errors[-1] < {1: 1e-2, 2: 3e-4}[ORDERS[name]]
+
+
+def mixture_x0(x_t, alpha, sigma):
+    """E[x0 | x_t] for x0 = -0.6 or 0.5, each with a spread of 0.2."""
+    centres, spread = jnp.array([-0.6, 0.5]), jnp.sqrt((0.2 * alpha) ** 2 + sigma**2)
+    distance = (x_t[..., None] - alpha * centres) / spread
+    weights = jax.nn.softmax(-0.5 * distance**2)
+    means = centres + alpha * 0.2**2 / spread * distance
+    return (weights * means).sum(-1)
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_order_on_a_mixture(name):
+    """Where the flow is not linear: against ten times as many steps."""
+    schedule = CosineSchedule(log_snr_min=-8.0, log_snr_max=8.0)
+
+    def solved(name, steps):
+        times = converging_grid(steps, schedule, "log_snr")
+        steps = plan(name, schedule, times)
+        return np.asarray(jax.jit(lambda x: follow(steps, lambda x, t: mixture_x0(x, *schedule.alpha_sigma(t)), x))(x))
+
+    with jax.enable_x64(True):
+        x = jnp.linspace(-2.0, 2.0, 9)
+        exact = solved("heun", 3200)
+        errors = [np.abs(solved(name, steps) - exact).max() for steps in (80, 160, 320)]
+    orders = np.log2(np.divide(errors[:-1], errors[1:]))
+    np.testing.assert_allclose(orders, ORDERS[name], atol=0.25)
+
+
+def test_heun_is_algorithm_1_on_uneven_steps():
+    """Karras et al. 2022, algorithm 1, step by step, on u = x / alpha with noise s = sigma / alpha."""
+    schedule = CosineSchedule()
+    times = np.array([0.9, 0.6, 0.55, 0.2, 0.15, 0.02, 0.0])
+    with jax.enable_x64(True):
+        x = np.linspace(-2.0, 2.0, 9)
+        result = solve("heun", x, schedule, times)
+        alpha, sigma = np.asarray(alpha_sigma(schedule, times[:-1]))
+    s = sigma / alpha
+    u = x / alpha[0]
+    for i in range(len(s) - 1):
+        slope = (u - gaussian_x0(u * alpha[i], alpha[i], sigma[i])) / s[i]
+        euler = u + (s[i + 1] - s[i]) * slope
+        there = (euler - gaussian_x0(euler * alpha[i + 1], alpha[i + 1], sigma[i + 1])) / s[i + 1]
+        u = u + (s[i + 1] - s[i]) * 0.5 * (slope + there)
+    np.testing.assert_allclose(result, gaussian_x0(u * alpha[-1], alpha[-1], sigma[-1]), rtol=1e-9)
+
+
+def moments(steps, schedule):
+    """Mean and variance of what a plan makes of noise: the denoiser is linear, so they can be followed exactly."""
+    mean, covariance = np.zeros(2), np.diag([1.0, 0.0])  # of the state, and of the x0 prediction of the call before
+    for t, a, b, noise, previous in zip(*(np.float64(c) for c in (steps[:4] + steps[5:])), strict=True):
+        alpha, sigma = np.float64(alpha_sigma(schedule, np.float64(t)))
+        gain, offset = gaussian_x0(1.0, alpha, sigma) - gaussian_x0(0.0, alpha, sigma), gaussian_x0(0.0, alpha, sigma)
+        step = np.array([[a + b * gain, previous], [gain, 0.0]])
+        mean = step @ mean + offset * np.array([b, 1.0])
+        covariance = step @ covariance @ step.T + np.diag([noise**2, 0.0])
+    return mean[0], covariance[0, 0]
+
+
+def test_sde_solver_has_the_right_moments():
+    """Its mean and variance approach the exact ones, and what it samples has them."""
+    schedule = CosineSchedule(log_snr_min=-8.0, log_snr_max=8.0)
+    errors = []
+    with jax.enable_x64(True):
+        for count in (40, 80, 160):
+            times = converging_grid(count, schedule, "time")
+            alpha, sigma = np.float64(alpha_sigma(schedule, times[-2]))
+            gain = alpha * STD**2 / (alpha**2 * STD**2 + sigma**2)
+            exact = MEAN, gain * alpha * STD**2  # of the x0 prediction at the last positive time
+            errors.append(np.abs(np.subtract(moments(plan("dpm_solver_pp_2m_sde", schedule, times), schedule), exact)))
+    mean, variance = np.transpose(errors)
+    assert np.all(mean < 2e-5)  # the little signal that is left at the first time, which noise has not
+    np.testing.assert_allclose(np.log2(variance[:-1] / variance[1:]), 2, atol=0.25)
+    assert variance[-1] < 2e-4
+
+    size, times = 20_000, time_grid(12, schedule)
+    steps = jax.jit(lambda: plan("dpm_solver_pp_2m_sde", schedule, times))()
+    mean, variance = moments(steps, schedule)
+    run = jax.jit(lambda x: follow(steps, gaussian_denoiser(schedule), x, jax.random.key(1)))
+    result = run(jax.random.normal(jax.random.key(0), (size,)))
+    np.testing.assert_allclose(result.mean(), mean, atol=5 * np.sqrt(variance / size))
+    np.testing.assert_allclose(result.var(), variance, atol=5 * variance * np.sqrt(2 / size))
+
+
+def test_sde_solver_keeps_the_variance():
+    """Known x0 = 0: then x_t ~ N(0, sigma_t^2), and the noise that is added replaces what is taken away."""
+    schedule = CosineSchedule()
+    times = time_grid(8, schedule)
+    sigma = np.asarray(alpha_sigma(schedule, times)[1])
+    steps = jax.jit(lambda: plan("dpm_solver_pp_2m_sde", schedule, times))()
+    np.testing.assert_allclose((steps.x * sigma[:-1])[:-1] ** 2 + steps.noise[:-1] ** 2, sigma[1:-1] ** 2, rtol=1e-4)
+
+
+def test_watched_predictions():
+    schedule = CosineSchedule()
+    x = jnp.linspace(-2.0, 2.0, 12).reshape(1, 1, 2, 2, 3)
+    steps = plan("heun", schedule, time_grid(3, schedule, "karras"))
+    denoise = gaussian_denoiser(schedule)
+    result, watched = jax.jit(lambda x: follow_and_watch(steps, denoise, x, watch=lambda x0: x0[:, 0]))(x)
+    assert watched.shape == (5, 1, 2, 2, 3)
+    np.testing.assert_allclose(watched[0], jax.jit(denoise)(x, steps.t[0])[:, 0], rtol=1e-6)
+    np.testing.assert_allclose(watched[-1], result[:, 0], rtol=1e-6)
 
 
 def test_dpm_solver_is_algorithm_2_on_uneven_steps():
@@ -103,7 +215,7 @@ def test_many_float32_steps_on_ifs_schedule_reach_the_exact_solution(name):
     x = jnp.linspace(-2.0, 2.0, 9)
     times = time_grid(1000, schedule)
     result = solve(name, x, schedule, times)
-    tolerance = {"ddim": 5e-3, "dpm_solver_pp_2m": 5e-4}[name]
+    tolerance = {1: 5e-3, 2: 5e-4}[ORDERS[name]]
     np.testing.assert_allclose(result, exact_final_x0(x, schedule, times), atol=tolerance)
 
 
@@ -168,7 +280,7 @@ def test_noise_of_each_step_is_fresh_and_reproducible():
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
-@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "dpm_solver_pp_2m"])
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "dpm_solver_pp_2m", "dpm_solver_pp_2m_sde"])
 def test_sample_is_finite_compiles_and_calls_once_per_step(schedule, sampler):
     times, calls = [], 0
 
@@ -191,7 +303,7 @@ def test_sample_is_finite_compiles_and_calls_once_per_step(schedule, sampler):
     assert calls <= 2  # traced, not unrolled
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "dpm_solver_pp_2m"])
+@pytest.mark.parametrize("sampler", get_args(Sampler))
 def test_one_step_is_the_prediction(sampler):
     schedule, key = DiscreteCosineSchedule(), jax.random.key(0)
     x = jnp.linspace(-2.0, 2.0, 12).reshape(1, 1, 2, 2, 3)
@@ -219,6 +331,20 @@ def test_time_grid():
     np.testing.assert_allclose(gaps, gaps[0], rtol=1e-2)
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+def test_karras_times(schedule):
+    times = time_grid(5, schedule, "karras")
+    alpha, sigma = np.asarray(alpha_sigma(schedule, times[:-1]))
+    first, last = 80 ** (1 / 7), 0.002 ** (1 / 7)
+    expected = np.array([(first + i / 4 * (last - first)) ** 7 for i in range(5)])
+    # IF's levels are 1000, the last one of .0064; a level at the noisy end is half a thousandth wide.
+    rtol = 1e-3 if schedule.levels is None else 0.2
+    np.testing.assert_allclose((sigma / alpha)[:4], expected[:4], rtol=rtol)
+    assert times[4] == (1e-3 if schedule.levels else pytest.approx(times[4]))
+    assert times[-1] == 0
+    np.testing.assert_allclose(time_grid(1, schedule, "karras")[0], times[0], rtol=1e-6)
+
+
 @pytest.mark.parametrize("spacing", ["uniform", "log_snr"])
 @pytest.mark.parametrize("steps", [1, 16, 1000])
 def test_time_grid_keeps_to_distinct_levels(spacing, steps):
@@ -240,9 +366,9 @@ def test_errors():
         run(steps=0)
     with pytest.raises(ValueError, match="unknown sampler 'euler': use"):
         run(steps=2, sampler="euler")
-    with pytest.raises(ValueError, match="unknown spacing 'karras'"):
-        run(steps=2, spacing="karras")
-    for stochastic in ({"sampler": "ddpm"}, {"sampler": "ddim", "eta": 0.5}):
+    with pytest.raises(ValueError, match="unknown spacing 'cosine'"):
+        run(steps=2, spacing="cosine")
+    for stochastic in ({"sampler": "ddpm"}, {"sampler": "dpm_solver_pp_2m_sde"}, {"sampler": "ddim", "eta": 0.5}):
         with pytest.raises(ValueError, match="needs a random key"):
             run(steps=2, **stochastic)
     with pytest.raises(ValueError, match=r"eta must be in \[0, 1\], got 1\.5"):

@@ -313,7 +313,7 @@ def test_guidance_windows_and_noise_stay_on_their_clips_device():
 
     def run(numbers, noise, text):
         keys = jax.vmap(jax.random.key)(numbers)
-        return generate(predict, noise, (text, -text), noise, noise[:, 0, 0, 0, 0], keys, settings)
+        return generate(predict, noise, (text, -text), noise, noise[:, 0, 0, 0, 0], keys, settings)[0]
 
     settings = Settings(SCHEDULE, "v", "ddpm", 2, 3.0, "static", windows=Windows((3, 1)), window_batch=2)
     shapes = (np.arange(8, dtype=np.int32), np.zeros((8, 6, 4, 4, 3), np.float32), np.zeros((8, 2, 3), np.float32))

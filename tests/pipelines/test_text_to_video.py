@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from random_runs import random_run
 
 from configs import ssr, text_to_image
 from lumiere_jax.checkpoints.run_directory import Run, build_unet
@@ -17,6 +18,7 @@ from lumiere_jax.models.text_to_video import TextToVideo
 from lumiere_jax.models.unet2d import UNet2D
 from lumiere_jax.pipelines.generation import sampling_settings
 from lumiere_jax.pipelines.super_resolution import super_resolve
+from lumiere_jax.pipelines.text_to_video import sample_videos, watch_denoising
 from lumiere_jax.text.t5_encoder import T5Config, T5Encoder
 from lumiere_jax.text.tokenizer import train_tokenizer
 
@@ -78,6 +80,22 @@ def test_super_resolution_of_ifs_class(stage_2, monkeypatch):
     config.sampling.variance = "posterior"
     fixed = dataclasses.replace(stage_2, config=config)
     assert np.abs(super_resolve(fixed, videos, ["a red circle"]) - result).max() > 1e-3
+
+
+def test_a_negative_prompt_and_how_a_clip_comes_about():
+    """Without any weight on the prompt, only what guidance leads away from is left."""
+    run, clip = random_run(), {"seed": 1, "frames": 3, "size": (8, 8)}
+    videos, denoising = watch_denoising(
+        run, ["a red circle"], guidance_weight=0.0, negative_prompt="a blue star", **clip
+    )
+    expected = sample_videos(run, ["a blue star"], guidance_weight=1.0, **clip)
+    np.testing.assert_allclose(videos, expected, atol=2e-4)
+    assert np.abs(videos - sample_videos(run, ["a red circle"], guidance_weight=1.0, **clip)).max() > 1e-2
+    assert denoising.shape == (1, 2, 8, 8, 3)
+    np.testing.assert_allclose(denoising[:, -1], videos[:, 1], atol=1e-6)
+    assert np.abs(denoising[:, 0] - denoising[:, 1]).max() > 1e-2
+    with pytest.raises(ValueError, match="negative_prompt='a blue star' does nothing without guidance"):
+        sample_videos(run, ["a red circle"], guidance_weight=1.0, negative_prompt="a blue star", **clip)
 
 
 @pytest.mark.parametrize(
