@@ -15,6 +15,7 @@ _PUBLIC = {
     "load_temporal": "lumiere_jax.checkpoints.temporal_weights",
     "make_mesh": "lumiere_jax.distributed.mesh",
     "sample_videos": "lumiere_jax.pipelines.text_to_video",
+    "watch_denoising": "lumiere_jax.pipelines.text_to_video",
     "super_resolve": "lumiere_jax.pipelines.super_resolution",
     "write_video": "lumiere_jax.pipelines.results",
 }

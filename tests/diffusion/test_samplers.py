@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks.sampler_convergence import mixture_x0
 from lumiere_jax.diffusion.noise_schedule import CosineSchedule, DiscreteCosineSchedule
 from lumiere_jax.diffusion.samplers import (
     MIN_TIME,
@@ -83,15 +84,6 @@ def test_error_falls_at_the_solvers_order(name, spacing):
     assert errors[-1] < {1: 1e-2, 2: 3e-4}[ORDERS[name]]
 
 
-def mixture_x0(x_t, alpha, sigma):
-    """E[x0 | x_t] for x0 = -0.6 or 0.5, each with a spread of 0.2."""
-    centres, spread = jnp.array([-0.6, 0.5]), jnp.sqrt((0.2 * alpha) ** 2 + sigma**2)
-    distance = (x_t[..., None] - alpha * centres) / spread
-    weights = jax.nn.softmax(-0.5 * distance**2)
-    means = centres + alpha * 0.2**2 / spread * distance
-    return (weights * means).sum(-1)
-
-
 @pytest.mark.parametrize("name", ORDERS)
 def test_order_on_a_mixture(name):
     """Where the flow is not linear: against ten times as many steps."""
@@ -100,7 +92,11 @@ def test_order_on_a_mixture(name):
     def solved(name, steps):
         times = converging_grid(steps, schedule, "log_snr")
         steps = plan(name, schedule, times)
-        return np.asarray(jax.jit(lambda x: follow(steps, lambda x, t: mixture_x0(x, *schedule.alpha_sigma(t)), x))(x))
+
+        def denoise(x_t, t):
+            return mixture_x0(x_t, *schedule.alpha_sigma(t), (-0.6, 0.5), 0.2)
+
+        return np.asarray(jax.jit(lambda x: follow(steps, denoise, x))(x))
 
     with jax.enable_x64(True):
         x = jnp.linspace(-2.0, 2.0, 9)
