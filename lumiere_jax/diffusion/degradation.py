@@ -72,7 +72,7 @@ def jpeg(
     coefficients = _quantise(along_rows_and_columns(rows, ycbcr, columns), step).astype(video.dtype)
     ycbcr = along_rows_and_columns(rows.T, coefficients, columns.T)[:, :, :height, :width]
     ycbcr = jnp.clip(jnp.rint(ycbcr), -128, 127).at[..., 0].add(128.0)
-    return jnp.clip(jnp.rint(_recolour(_TO_RGB, ycbcr)), 0, 255) / 127.5 - 1.0
+    return jnp.clip(jnp.rint(_recolour(_TO_RGB, ycbcr)) / 127.5 - 1.0, -1.0, 1.0)
 
 
 def _gaussian_weights(size: int, deviation: Float[Array, " batch"]) -> Float[Array, "batch {size} {size}"]:
