@@ -27,6 +27,10 @@ def lower_training_step(config: ml_collections.ConfigDict, mesh: Mesh) -> jax.st
 
     Its text comes as embeddings, made ahead of time.
     """
+    if "distillation" in config:
+        raise ValueError(
+            f"{config.name}: a student's training step, with its teacher's, is not counted or compiled yet"
+        )
     graphdef, trained, frozen = parameter_partition.split(abstract_model(config))
     state, frozen = (_placed(mesh, tree, config.fsdp) for tree in (_state(config, trained), cast(frozen, config)))
     batch = abstract_batch(config, config.training.batch_size)

@@ -44,6 +44,7 @@ from lumiere_jax.train_setup import (
     caption_encoder,
     check_captions,
     jit_update,
+    load_teacher,
     open_embeddings,
     prepare_inflation,
     prepare_text,
@@ -102,6 +103,8 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Non
     )
 
     # ---------------------------------------------------------------- Training state: new, or the newest checkpoint
+    encode = caption_encoder(config, tokenizer, embeddings)
+    trained, teacher = load_teacher(config, run_dir, mesh, trained, encode([""])["text"][0])
     settings, fields = step_settings(config), config.training
     state = place(create_state(trained, settings["optimizer"], len(fields.ema_decays)))
     checkpoints = run_dir.checkpoints(fields.keep_checkpoints)
@@ -121,7 +124,6 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Non
     gates, learning_rate = jax.jit(gate_norms), jax.jit(learning_rate_schedule(fields))
 
     # ---------------------------------------------------------------- Batches: the position in the data is the step
-    encode = caption_encoder(config, tokenizer, embeddings)
     # The next batch is loaded and sent to the devices while they compute on this one.
     batches = training_batches_of(config, encode, train_set, first_step)
     batches = prefetch(batches, functools.partial(_to_device, mesh))
@@ -158,7 +160,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Non
         fields,
         is_shown=processes.is_first(),
         seconds_at_peak=seconds_at_peak(
-            functools.partial(train_step, **as_counted), state, frozen, validation_batch, config.seed
+            functools.partial(train_step, teacher=teacher, **as_counted), state, frozen, validation_batch, config.seed
         ),
     )
     with PreemptionNotice() as notice, checkpoints, contextlib.closing(batches), progress:
@@ -166,7 +168,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Non
             asked = time.monotonic()
             batch = next(batches)
             waited = time.monotonic() - asked
-            state, metrics = update(state, frozen, batch, config.seed)
+            state, metrics = update(state, frozen, batch, config.seed, teacher)
             # One transfer for all of them; the rate is a program of its own, and the devices would wait for it.
             metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
             if step % fields.log_every == 0:
@@ -175,7 +177,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Non
             progress.step(step, metrics, waited, batch.video.shape)
             with progress.pause():
                 if _due(step, fields.validate_every, last_step) or step == first_step + 1:
-                    losses = validate(state.averages[0], frozen, validation_batch)
+                    losses = validate(state.averages[0], frozen, validation_batch, teacher)
                     progress.validation(step, losses, gates(state.parameters) if "temporal" in config else None)
                 is_asked_to_end = notice.reached()
                 if _due(step, fields.checkpoint_every, last_step) or is_asked_to_end:

@@ -22,6 +22,7 @@ _FREE_TO_CHANGE = {
     *("mesh", "fsdp", "remat"),  # loss and gradients are the same to rounding
     *("training.steps", "training.keep_checkpoints"),
     *("text.checkpoint", "text.tokenizer"),  # where they lie; what they are is checked by hash
+    "distillation.teacher",  # the run has a copy
     *("training.checkpoint_every", "training.log_every", "training.preview_every", "training.validate_every"),
     *("training.on_nonfinite", "training.skip_budget"),  # what ends a run, not what a step does
     *("dataset.data_dir", "dataset.cache_bytes", "dataset.threads", "text.embeddings"),
@@ -40,6 +41,8 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     for field in ("frames", "fps", "size"):
         if not config.clip[field] > 0:
             raise ValueError(f"clip.{field}={config.clip[field]} must be positive")
+    if "distillation" in config and config.distillation.steps < 1:
+        raise ValueError(f"distillation.steps={config.distillation.steps} must be at least 1")
     _check_data_fields(config)
     Rematerialization(**config.remat)  # raises for a policy that there is not
     _check_low_resolution(config)
@@ -47,7 +50,8 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     loss_weight(jnp.zeros(()), objective.prediction, objective.weighting)  # raises if they do not go together
     if objective.low_res_factor:
         low_resolution.check_level("diffusion.max_noise_level", config.diffusion.max_noise_level, objective.schedule)
-    if "temporal" in config and config.image_model.pretrained and not config.init_from:
+    has_image_model = "temporal" not in config or config.init_from or "distillation" in config
+    if not has_image_model and config.image_model.pretrained:
         raise ValueError(
             f"init_from is empty, but {config.name} inflates {config.image_model.pretrained}, which is imported, not "
             "trained: `python -m lumiere_jax.import_weights deepfloyd_if --weights=DIR --output=IMPORTED`, then "
@@ -55,7 +59,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
         )
     step_settings(config)  # raises for what no step can be made of
     source = "init_from" if "temporal" in config else "text.checkpoint"
-    if config.text.get("embeddings") and not (config.init_from if "temporal" in config else config.text.checkpoint):
+    if config.text.get("embeddings") and not (has_image_model if "temporal" in config else config.text.checkpoint):
         raise ValueError(
             f"text.embeddings={config.text.embeddings} needs a text encoder that is trained already: set {source}"
         )

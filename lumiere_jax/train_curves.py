@@ -40,7 +40,11 @@ CHARTS = (
     Chart(
         "Validation loss",
         "Held-out clips, always the same noise at the same levels: the number that falls.",
-        {"model": "validation/loss", "image model, frame by frame": "validation/image_model_loss"},
+        {
+            "model": "validation/loss",
+            "image model, frame by frame": "validation/image_model_loss",
+            "teacher, with as few steps": "validation/teacher_loss",
+        },
     ),
     Chart("Training loss", "Other clips, noise and levels at every step.", {"loss": "train/loss"}, is_noisy=True),
     Chart("Gradient norm", "Before clipping.", {"norm": "train/gradient_norm"}, is_noisy=True),

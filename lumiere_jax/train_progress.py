@@ -118,7 +118,7 @@ class Progress:
     def validation(
         self, step: int, losses: Mapping[str, jax.Array], gates: Mapping[str, jax.Array] | None = None
     ) -> None:
-        """Shows the loss at fixed noise levels, and of an inflated model that of its image model frame by frame.
+        """Shows the loss at fixed noise levels, and beside it that of what the run started from.
 
         Args:
           step: updates done.
@@ -130,6 +130,8 @@ class Progress:
         line = f"step {step}: validation loss {float(losses['loss']):.5f}"
         if "image_model_loss" in losses:
             line += f" | the image model, frame by frame: {float(losses['image_model_loss']):.5f}"
+        if "teacher_loss" in losses:
+            line += f" | the teacher, with as few steps: {float(losses['teacher_loss']):.5f}"
         self._bar.write(line)
         norms = {f"gate_norms/{name}": float(norm) for name, norm in (gates or {}).items()}
         if norms:

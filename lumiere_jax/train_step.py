@@ -4,6 +4,7 @@ Training, ahead-of-time compilation, benchmarks and tests all import this file.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,11 +14,15 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from lumiere_jax.diffusion import degradation, low_resolution
+from lumiere_jax.diffusion import degradation, distillation, low_resolution
 from lumiere_jax.diffusion import loss as diffusion_loss
 from lumiere_jax.diffusion.noise_schedule import NoiseSchedule
 from lumiere_jax.models.stunet import deflate
+from lumiere_jax.pipelines.generation import Settings, guided_denoiser
 from lumiere_jax.train_guards import ONLY_FINITE, Guards, Health, judge, new_health
+
+# (x_t, t [batch], text embeddings) -> x0
+TeacherDenoiser = Callable[[Array, Array, Array], Array]
 
 
 class Batch(NamedTuple):
@@ -51,6 +56,16 @@ class Objective:
     max_blur: float = 0.0  # largest standard deviation, in its pixels; 0: no blur
     min_jpeg_quality: int = 0  # of 1 to 100; 0: no compression
     align_corners: bool = True  # how `low_resolution.upsample` enlarges it
+    # Distillation: how many steps the student is to need, and how its teacher is sampled with twice as many.
+    student_steps: int | None = None
+    teacher: Settings | None = None
+
+
+class Teacher(NamedTuple):
+    """Whom a student is distilled from: the same model with other parameters."""
+
+    parameters: dict  # as those that are trained
+    empty: Int[Array, " tokens"] | Float[Array, "tokens text_dim"]  # the empty prompt, for guidance
 
 
 class Draws(NamedTuple):
@@ -86,6 +101,7 @@ def train_step(
     frozen: dict,
     batch: Batch,
     seed: Int[Array, ""],
+    teacher: Teacher | None = None,
     *,
     graphdef: nnx.GraphDef,
     optimizer: optax.GradientTransformation,
@@ -103,6 +119,7 @@ def train_step(
       frozen: the parameters that are not trained.
       batch: of all devices.
       seed: of the run.
+      teacher: where the objective is distillation.
       graphdef: the model without parameters.
       optimizer: also clips the gradient.
       objective: what is minimised.
@@ -123,8 +140,10 @@ def train_step(
     times = diffusion_loss.stratified_times(time_key, batch.video.shape[0])
     draws = _draw(times, noise_key, low_res_key, batch.video, objective)
 
+    teach = _denoiser_of(teacher, graphdef, frozen, objective)
+
     def loss_of(parameters: dict, part: tuple[Batch, Draws]) -> Array:
-        return _loss(nnx.merge(graphdef, parameters, frozen), *part, objective)
+        return _loss(nnx.merge(graphdef, parameters, frozen), *part, objective, teach)
 
     loss, gradient = _mean_gradient(loss_of, state.parameters, (batch, draws), accumulation_steps)
     gradient_norm = optax.tree.norm(gradient)
@@ -169,26 +188,55 @@ def _mean_gradient(
 
 
 def validation_step(
-    parameters: dict, frozen: dict, batch: Batch, *, graphdef: nnx.GraphDef, objective: Objective
+    parameters: dict,
+    frozen: dict,
+    batch: Batch,
+    teacher: Teacher | None = None,
+    *,
+    graphdef: nnx.GraphDef,
+    objective: Objective,
 ) -> dict[str, Float[Array, ""]]:
     """The loss at evenly spaced noise levels with noise that is always the same: the number that actually falls.
 
     Returns:
-      `loss`, and for an inflated model `image_model_loss`: the same U-Net without its temporal layers, frame by frame.
+      `loss`, and beside it that of what the run started from: of a student `teacher_loss`, the teacher's with as few
+      steps; of another inflated model `image_model_loss`, the same U-Net without its temporal layers, frame by frame.
     """
+    teach = _denoiser_of(teacher, graphdef, frozen, objective)
     model = nnx.merge(graphdef, parameters, frozen)
-    losses = {"loss": _loss_at_fixed_noise(model, batch, objective)}
-    if model.unet.is_inflated:
+    losses = {"loss": _loss_at_fixed_noise(model, batch, objective, teach)}
+    if teacher is not None:
+        before = nnx.merge(graphdef, teacher.parameters, frozen)
+        losses["teacher_loss"] = _loss_at_fixed_noise(before, batch, objective, teach)
+    elif model.unet.is_inflated:
         model.unet = deflate(model.unet)
         losses["image_model_loss"] = _loss_at_fixed_noise(model, batch, objective)
     return losses
 
 
-def _loss_at_fixed_noise(model: Any, batch: Batch, objective: Objective) -> Float[Array, ""]:
+def _loss_at_fixed_noise(
+    model: Any, batch: Batch, objective: Objective, teach: TeacherDenoiser | None = None
+) -> Float[Array, ""]:
     clips = batch.video.shape[0]
     noise_key, low_res_key = jax.random.split(jax.random.key(0))
     draws = _draw((jnp.arange(clips) + 0.5) / clips, noise_key, low_res_key, batch.video, objective)
-    return _loss(model, batch, draws, objective)
+    return _loss(model, batch, draws, objective, teach)
+
+
+def _denoiser_of(
+    teacher: Teacher | None, graphdef: nnx.GraphDef, frozen: dict, objective: Objective
+) -> TeacherDenoiser | None:
+    """The teacher as it is sampled, guided and with its threshold: (x_t, t, text) -> x0."""
+    if teacher is None:
+        return None
+    model = nnx.merge(graphdef, teacher.parameters, frozen)
+    guided = guided_denoiser(model.predict, objective.teacher)
+
+    def denoise(x_t: Array, t: Array, text: Array) -> Array:
+        empty = jnp.broadcast_to(model.embed_text(teacher.empty[None]), text.shape)
+        return objective.teacher.to_x0(lambda x_t, t: guided(x_t, t, (text, empty), None))(x_t, t)
+
+    return denoise
 
 
 def _draw(times: Array, noise_key: Array, low_res_key: Array, video: Array, objective: Objective) -> Draws:
@@ -210,9 +258,16 @@ def _draw(times: Array, noise_key: Array, low_res_key: Array, video: Array, obje
     return draws
 
 
-def _loss(model: Any, batch: Batch, draws: Draws, objective: Objective) -> Float[Array, ""]:
+def _loss(
+    model: Any, batch: Batch, draws: Draws, objective: Objective, teach: TeacherDenoiser | None = None
+) -> Float[Array, ""]:
     """The mean loss of clips, conditioned on their text and, for super-resolution, on themselves made small."""
     text = model.embed_text(batch.text)
+    times, two_steps = draws.times, None
+    if objective.student_steps:
+        times = distillation.student_times(times, objective.student_steps)
+        taught = functools.partial(teach, text=text)
+        two_steps = distillation.two_step_x0(taught, objective.schedule, objective.student_steps)
     low_res = noise_level = None
     if objective.low_res_factor is not None:
         low_res = _low_resolution(batch.video, draws, objective)
@@ -224,11 +279,12 @@ def _loss(model: Any, batch: Batch, draws: Draws, objective: Objective) -> Float
     return diffusion_loss.diffusion_loss(
         denoiser,
         batch.video,
-        draws.times,
+        times,
         draws.noise,
         schedule=objective.schedule,
         objective=objective.prediction,
         weighting=objective.weighting,
+        teacher=two_steps,
     )[0]
 
 

@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import signal
 
 import jax
@@ -17,16 +18,19 @@ from flax import nnx
 from PIL import Image
 from small_runs import at_step, command, small_config, state_of
 
-from configs import ssr, stunet, text_to_image
+from configs import distill, ssr, stunet, text_to_image
 from lumiere_jax import evaluate, sample, train, train_setup, train_step
 from lumiere_jax.checkpoints.checkpointing import CheckpointError, load_tree, tree_hash
 from lumiere_jax.checkpoints.run_directory import RunDirectory, load_run
 from lumiere_jax.checkpoints.temporal_weights import export_temporal, load_temporal
 from lumiere_jax.data import video_io
 from lumiere_jax.distributed.preemption import Preempted
+from lumiere_jax.models import parameter_partition
+from lumiere_jax.pipelines.generation import sampling_settings
 from lumiere_jax.pipelines.super_resolution import super_resolve
 from lumiere_jax.pipelines.text_to_video import sample_videos
 from lumiere_jax.train_config import check_same_run
+from lumiere_jax.train_setup import make_objective
 
 
 @pytest.fixture(scope="session")
@@ -66,6 +70,42 @@ def test_frozen_parameters_are_bitwise_the_image_models(base):
     temporal_only = jax.tree.leaves(nnx.state(trained))
     assert len(temporal_only) > len(jax.tree.leaves(expected))
     np.testing.assert_array_equal(trained.conv_in.kernel[...], image.model.unet.conv_in.kernel[...])
+
+
+def test_distillation(base, data_dir, tmp_path, monkeypatch, capsys):
+    """It starts as its teacher, goes on after a stop without it, and is sampled without guidance."""
+    config = small_config(distill, data_dir)
+    with pytest.raises(ValueError, match=r"distillation\.teacher is empty: give the --workdir"):
+        train.train(config, tmp_path / "student")
+    config.distillation.update({"teacher": str(base[0]), "steps": 2})
+    at_step(monkeypatch, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Preempted, match="is saved at step 2 of 4"):
+        train.train(config, tmp_path / "student")
+    config.distillation.teacher = "gone"
+    train.train(config, tmp_path / "student")
+    printed = capsys.readouterr().out
+    assert "continuing from step 2" in printed
+    first, last = (
+        re.search(rf"step {step}: validation loss (\S+) . the teacher, .* steps: (\S+)", printed) for step in (1, 4)
+    )
+    assert first[2] == last[2]
+    assert float(last[1]) != float(last[2])
+    temporal = parameter_partition.split(load_run(base[0]).model.unet)[1]
+    assert tree_hash(load_tree(tmp_path / "student" / "teacher")) == tree_hash(temporal)
+    student = load_run(tmp_path / "student")
+    settings = sampling_settings(student.config)
+    assert (settings.sampler, settings.steps, settings.guidance_weight) == ("ddim", 2, 1.0)
+    taught = make_objective(student.config)
+    assert (taught.student_steps, taught.teacher.sampler) == (2, "ddim")
+    assert taught.teacher.guidance_weight == sampling_settings(load_run(base[0]).config).guidance_weight > 1
+    assert np.isfinite(sample_videos(student, ["a red circle"])).all()
+
+    config.distillation.update({"teacher": str(tmp_path / "student"), "steps": 2})
+    with pytest.raises(ValueError, match="needs 2 steps itself, its student half of them: set 1"):
+        train.train(config, tmp_path / "next")
+    config.distillation.teacher = str(base[0] / "image_model")
+    with pytest.raises(ValueError, match="is no Space-Time U-Net's run: text_to_image:test"):
+        train.train(config, tmp_path / "next")
 
 
 def test_frozen_parameters_are_kept_in_the_compute_dtype(base, data_dir, tmp_path, monkeypatch):

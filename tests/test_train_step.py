@@ -1,11 +1,14 @@
 """What a training step computes: gradients against finite differences; and what the frozen parameters cost."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from flax import nnx
+from random_runs import random_run
 from random_unets import randomised, smallest_stunet
 
 from configs import stunet
@@ -13,7 +16,8 @@ from lumiere_jax.diffusion.noise_schedule import CosineSchedule
 from lumiere_jax.models import parameter_partition
 from lumiere_jax.models.text_to_video import TextToVideo
 from lumiere_jax.optimizer import make_optimizer
-from lumiere_jax.train_step import Batch, Objective, _draw, create_state, train_step
+from lumiere_jax.pipelines.generation import Settings
+from lumiere_jax.train_step import Batch, Objective, Teacher, _draw, create_state, train_step, validation_step
 
 OBJECTIVE = Objective(CosineSchedule())
 
@@ -60,6 +64,49 @@ def test_gradients_of_every_temporal_parameter():
         name = jax.tree_util.keystr(path)
         assert abs(expected) > 1e-6, f"the loss does not depend on {name}"
         np.testing.assert_allclose(np.vdot(slope, direction), expected, rtol=1e-6, atol=1e-10, err_msg=name)
+
+
+# ------------------------------------------------------------------------------------ what a student learns
+
+
+def test_a_students_loss_is_against_two_guided_steps_of_its_teacher():
+    """Restated clip by clip: times of the student's grid, two DDIM steps of the guided and clipped teacher."""
+    run, schedule, steps = random_run(), CosineSchedule(), 2
+    graphdef, student, frozen = parameter_partition.split(run.model)
+    teacher = jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.normal(jax.random.key(1), leaf.shape), student)
+    tokens = {text: run.tokenizer.encode([text], 32)[0] for text in ("a red circle", "a blue star", "")}
+    video = jnp.asarray(np.tanh(np.random.default_rng(3).normal(size=(2, 3, 8, 8, 3))), jnp.float32)
+    captioned = Batch(video, jnp.concatenate([tokens["a red circle"], tokens["a blue star"]]))
+    settings = Settings(schedule, "x0", "ddim", 2 * steps, 3.0, "static")
+    objective = Objective(schedule, "x0", student_steps=steps, teacher=settings)
+    step = functools.partial(validation_step, graphdef=graphdef, objective=objective)
+    losses = jax.jit(step)(student, frozen, captioned, Teacher(teacher, tokens[""][0]))
+
+    predict = jax.jit(lambda trained, x, t, ids: _predicted(graphdef, trained, frozen, x, t, ids))
+    draws = _draw(jnp.array([0.25, 0.75]), *jax.random.split(jax.random.key(0)), video, objective)
+    expected = {"loss": 0.0, "teacher_loss": 0.0}
+    for clip, (t, caption) in enumerate([(0.5, "a red circle"), (1.0, "a blue star")]):
+        levels = [np.float64(schedule.alpha_sigma(jnp.float32(time))) for time in (t, t - 0.25, t - 0.5)]
+        noisy = x = levels[0][0] * video[clip] + levels[0][1] * draws.noise[clip]
+        for number in range(2):
+            (alpha, sigma), (next_alpha, next_sigma) = levels[number : number + 2]
+            time = t - 0.25 * number
+            guided, empty = (predict(teacher, x, time, tokens[text]) for text in (caption, ""))
+            x0 = np.clip(empty + 3.0 * (guided - empty), -1, 1)
+            x = next_alpha * x0 + next_sigma * (x - alpha * x0) / sigma
+        (alpha, sigma), (end_alpha, end_sigma) = levels[0], levels[2]
+        wanted = x0 if t == 0.5 else (x - end_sigma / sigma * noisy) / (end_alpha - end_sigma / sigma * alpha)
+        for name, parameters in (("loss", student), ("teacher_loss", teacher)):
+            error = predict(parameters, noisy, t, tokens[caption]) - wanted
+            expected[name] += np.square(np.float64(error)).mean() / 2
+    assert expected["loss"] > 1e-3
+    for name, value in expected.items():
+        np.testing.assert_allclose(losses[name], value, rtol=2e-3, err_msg=name)
+
+
+def _predicted(graphdef, trained, frozen, x, t, ids):
+    model = nnx.merge(graphdef, trained, frozen)
+    return model.predict(x[None], 1000.0 * jnp.full(1, t), model.embed_text(ids))[0]
 
 
 # ------------------------------------------------------------------------------------ what a loss draws

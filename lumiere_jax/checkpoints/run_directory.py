@@ -6,6 +6,7 @@ text_encoder/checkpoint_<step>/   T5X format; absent where the text encoder was 
 backbone/                         inflated runs: the frozen image model; absent where it was imported
 checkpoints/<step>/               training state: parameters, their averages, optimiser
 image_model/                      inflated runs that trained their backbone: its run directory
+teacher/                          students: the temporal layers that they are distilled from
 index.html, previews/, events.*   what people look at
 metrics.jsonl, parameters.txt     ... and read: measured values, the table of parameters
 """
@@ -89,6 +90,11 @@ class RunDirectory:
     def backbone(self) -> pathlib.Path:
         """The frozen image model of an inflated run."""
         return self.path / "backbone"
+
+    @property
+    def teacher(self) -> pathlib.Path:
+        """The temporal layers that a student is distilled from."""
+        return self.path / "teacher"
 
     @property
     def image_model(self) -> pathlib.Path:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from lumiere_jax.diffusion.noise_schedule import NoiseSchedule
-from lumiere_jax.diffusion.prediction import Denoiser, check_prediction, per_example, target
+from lumiere_jax.diffusion.prediction import Denoiser, check_prediction, per_example, target, to_epsilon
 
 
 def diffusion_loss(
@@ -17,6 +17,7 @@ def diffusion_loss(
     schedule: NoiseSchedule,
     objective: str = "epsilon",
     weighting: str = "uniform",
+    teacher: Denoiser | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, " batch"]]:
     """Noises every clip at one level, the same for all of its frames, and scores the prediction.
 
@@ -31,6 +32,7 @@ def diffusion_loss(
       schedule: relates t to alpha and sigma.
       objective: what the denoiser predicts: "epsilon", "x0" or "v" (not from the paper).
       weighting: "uniform", "min_snr" or "truncated_snr", see `loss_weight` (not from the paper).
+      teacher: `(x_t, t [batch]) -> x0`, whose clean clip is to be predicted instead of `x0` (`distillation.py`).
 
     Returns:
       the loss (the mean over clips) and the loss of each clip, at least float32.
@@ -45,6 +47,9 @@ def diffusion_loss(
     x_t = per_example(alpha, x0) * x0 + per_example(sigma, x0) * epsilon
     prediction = denoiser(x_t, t)
     check_prediction(prediction, x_t)
+    if teacher is not None:
+        x0 = teacher(x_t, t).astype(dtype)
+        epsilon = to_epsilon(x0, x_t, alpha, sigma, "x0")
     error = prediction.astype(dtype) - target(x0, epsilon, alpha, sigma, objective)
     per_clip = weight * jnp.mean(jnp.square(error), axis=(1, 2, 3, 4))
     return jnp.mean(per_clip), per_clip

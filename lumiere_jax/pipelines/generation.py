@@ -205,6 +205,8 @@ def generate(
 def guided_denoiser(predict: Callable[..., Array], settings: Settings) -> prediction.Denoiser:
     """A network as a denoiser `(x_t, t, *low_res, texts, noise_level)`, guided where the settings ask for it.
 
+    t is a scalar or, where all times are guided, one for each clip.
+
     Args:
       predict, settings: as for `generate`, and of the denoiser's arguments `texts` and `noise_level`, too.
     """
@@ -241,4 +243,5 @@ def guided_denoiser(predict: Callable[..., Array], settings: Settings) -> predic
 
 
 def _per_clip_time(schedule: noise_schedule.NoiseSchedule, t: Array, x: Array) -> Array:
-    return jnp.broadcast_to(schedule.network_time(t), x.shape[:1])
+    time = schedule.network_time(t)
+    return jnp.broadcast_to(time, x.shape[:1]) if time.ndim == 0 else jnp.repeat(time, len(x) // len(time))
