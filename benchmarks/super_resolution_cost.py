@@ -23,6 +23,7 @@ from configs import ssr, stunet
 from lumiere_jax.abstract_program import forward_flops
 from lumiere_jax.diffusion.multidiffusion import Windows
 from lumiere_jax.distributed import platform
+from lumiere_jax.pipelines.window_memory import tiles_of
 
 _ROOT = pathlib.Path(__file__).parent.parent
 DOCUMENT = _ROOT / "docs" / "super_resolution.md"
@@ -30,8 +31,8 @@ RESULTS = _ROOT / "docs" / "super_resolution_memory.json"
 
 FRAMES, SIZE = 80, 1024
 DEVICES = (16, 24, 40, 80, 141)  # GB: v5e or T4, L4, A100, H100, H200
-# (side, overlap) of tiles; None: whole frames.
-TILES = (None, (512, 64), (256, 32), (128, 16))
+# (side, overlap) of tiles, those that sampling tries; None: whole frames.
+TILES = (None, *(tiles_of(SIZE, count, stride=16) for count in (2, 4, 8)))
 CHIPS = 4  # of the smallest slice of v5p, which has 95 GB a chip: room for all of them, a window on each
 
 

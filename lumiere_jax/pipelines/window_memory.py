@@ -61,7 +61,7 @@ def settings_to_try(
 
 
 def _tilings(settings: Settings, clip: tuple[int, int, int], stride: int) -> Iterator[Settings]:
-    """The settings themselves; where they name no tile also with ever smaller ones, that overlap by an eighth."""
+    """The settings themselves; where they name no tile also with ever smaller ones."""
     windows = settings.windows
     if windows.height is not None:
         for name, pixels in zip(("tile", "tile_overlap"), windows.height, strict=True):
@@ -70,11 +70,16 @@ def _tilings(settings: Settings, clip: tuple[int, int, int], stride: int) -> Ite
         yield settings
         return
     yield settings
-    side = _multiple(max(clip[1:]) / 2, stride)
-    while side >= _SMALLEST_TILE:
-        tile = (side, _multiple(side / 8, stride))
+    length, count = max(clip[1:]), 2
+    while (tile := tiles_of(length, count, stride))[0] >= _SMALLEST_TILE:
         yield dataclasses.replace(settings, windows=dataclasses.replace(windows, height=tile, width=tile))
-        side = _multiple(side / 2, stride)
+        count *= 2
+
+
+def tiles_of(length: int, count: int, stride: int) -> tuple[int, int]:
+    """(side, overlap) of `count` tiles along `length` pixels: the smallest that overlap by about an eighth."""
+    overlap = _multiple(length / count / 8, stride)
+    return _multiple((length + (count - 1) * overlap) / count, stride), overlap
 
 
 def _multiple(number: float | int, of: int) -> int:

@@ -104,10 +104,10 @@ def test_what_fits_is_chosen(run):
     whole = prepare(run, small, window_batch=1, memory=2**40)
     assert whole.cut.shape == (4, 128, 128)
     tiled = prepare(run, small, window_batch=1, memory=whole.needed - 1)
-    assert tiled.cut.shape == (4, 64, 64)
-    assert tiled.settings.windows.height == (64, 8)
+    assert tiled.cut.shape == (4, 68, 68)
+    assert tiled.settings.windows.height == (68, 8)  # two of them
     assert tiled.needed < whole.needed / 2
-    assert "6 frames of 128x128 in 18 windows of 4x64x64, 1 at once" in tiled.line()
+    assert "6 frames of 128x128 in 8 windows of 4x68x68, 1 at once" in tiled.line()
     with pytest.raises(MemoryError, match=r"ssr:test to 128x128 .* 0.00 GiB .*: 1 windows of 4x128x128 need .*tiles"):
         prepare(run, small, window_batch=1, memory=1000)
 
