@@ -107,7 +107,8 @@ def seams_config(image_steps: int, steps: int) -> ml_collections.ConfigDict:
         stage.training.update({"steps": count, "checkpoint_every": 100, "validate_every": 100, "validation_clips": 16})
     config.image_model.training.update({"batch_size": 16, "learning_rate": 4e-3, "validation_clips": 32})
     config.training.update({"batch_size": 4, "learning_rate": 2e-3})
-    config.sampling.update({"noise_level": 0.5, "steps": 16})
+    # With noise at every step windows agree better (docs/super_resolution.md).
+    config.sampling.update({"noise_level": 0.5, "steps": 24, "sampler": "dpm_solver_pp_2m_sde"})
     return config
 
 
@@ -234,15 +235,16 @@ def _mean_and_spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def verdict(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
-    """Whether the goal is reached: of the means over clips and seeds, each method at its own borders."""
+    """Which methods reach the goal: of the means over clips and seeds, each method at its own borders."""
     first, _, *averaged = METHODS
     jump = found[first][first]["ratio"]["mean"]
     if jump < GOAL["disjoint windows"]:
         return f"no verdict: {first} show {jump:.2f}, below {GOAL['disjoint windows']}: there is little to mend"
     ratios = {label: found[label][label]["ratio"]["mean"] for label in averaged}
-    said = ", ".join(f"{label} {ratio:.2f}" for label, ratio in ratios.items())
-    is_reached = all(ratio <= GOAL["averaged"] for ratio in ratios.values())
-    return f"goal of {GOAL['averaged']} {'' if is_reached else 'NOT '}reached where {first} show {jump:.2f}: {said}"
+    said = ", ".join(
+        f"{label} {ratio:.2f}, {'' if ratio <= GOAL['averaged'] else 'NOT '}reached" for label, ratio in ratios.items()
+    )
+    return f"goal of {GOAL['averaged']} where {first} show {jump:.2f}: {said}"
 
 
 # ---------------------------------------------------------------- Pictures and tables
@@ -354,7 +356,7 @@ def main(_argv: list[str]) -> None:
     """Entry point."""
     logging.set_verbosity(logging.WARNING)
     output = pathlib.Path(FLAGS.output, *(["quick"] if FLAGS.quick else []))
-    image_steps, steps, count, seeds = (10, 6, 2, 1) if FLAGS.quick else (400, 300, 3, 2)
+    image_steps, steps, count, seeds = (10, 6, 2, 1) if FLAGS.quick else (400, 2000, 3, 2)
     configs = {data: seams_config(image_steps, steps) for data in ("moving_shapes", "real_clips")}
     try:
         if FLAGS.videos:
