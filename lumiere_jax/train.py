@@ -37,6 +37,7 @@ from lumiere_jax.pipelines.generation import sampling_settings
 from lumiere_jax.pipelines.results import write_preview
 from lumiere_jax.pipelines.text_to_video import sample_videos
 from lumiere_jax.train_config import check_batches, check_config, check_same_run
+from lumiere_jax.train_distillation import load_teacher
 from lumiere_jax.train_guards import act
 from lumiere_jax.train_progress import Progress
 from lumiere_jax.train_setup import (
@@ -44,7 +45,6 @@ from lumiere_jax.train_setup import (
     caption_encoder,
     check_captions,
     jit_update,
-    load_teacher,
     open_embeddings,
     prepare_inflation,
     prepare_text,

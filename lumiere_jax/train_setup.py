@@ -12,19 +12,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
 from flax import nnx
 
-from lumiere_jax.checkpoints.checkpointing import load_tree, save_tree
+from lumiere_jax.checkpoints.checkpointing import save_tree
 from lumiere_jax.checkpoints.image_model import ImageModel, check_width, load_image_model
 from lumiere_jax.checkpoints.imported_unet import check_conventions, is_imported_unet, open_imported_unet
 from lumiere_jax.checkpoints.run_directory import (
     References,
-    Run,
     RunDirectory,
     load_image_unet,
     load_imported_text_encoder,
-    load_run,
     load_text_encoder,
     text_encoder_sha256,
 )
@@ -32,17 +29,15 @@ from lumiere_jax.data.input_pipeline import EncodeCaption, make_batches
 from lumiere_jax.data.open_dataset import Dataset, captions_of
 from lumiere_jax.diffusion import noise_schedule
 from lumiere_jax.distributed import partitioning, processes
-from lumiere_jax.models import parameter_partition
-from lumiere_jax.models.stunet import deflate
 from lumiere_jax.models.unet2d import UNet2D, UNet2DConfig
 from lumiere_jax.optimizer import make_optimizer
-from lumiere_jax.pipelines.generation import sampling_settings
 from lumiere_jax.text.embedding_store import EmbeddingStore, made_with
 from lumiere_jax.text.load_t5 import find_tokenizer
 from lumiere_jax.text.t5_encoder import T5Config, T5Encoder
 from lumiere_jax.text.tokenizer import Tokenizer, train_tokenizer
+from lumiere_jax.train_distillation import take_over, teacher_image_model, teacher_settings
 from lumiere_jax.train_guards import guards_of
-from lumiere_jax.train_step import Objective, Teacher, TrainState, train_step
+from lumiere_jax.train_step import Objective, TrainState, train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +110,7 @@ def prepare_inflation(
     config = ml_collections.ConfigDict(config.to_dict())  # a copy that takes new fields
     if saved is None:
         if "distillation" in config:
-            image = _of_teacher(config, run_dir, mesh)
+            image = teacher_image_model(config, run_dir, mesh)
         else:
             image = _image_model(config, run_dir, mesh, train_image_model)
         _keep(image, run_dir, mesh)
@@ -125,7 +120,7 @@ def prepare_inflation(
         tokenizer, sharding = run_dir.read_tokenizer(), partitioning.replicated(mesh)
         config.unet, text = saved.unet, saved.text.to_dict()
         if "distillation" in config:
-            _take_over(config, saved, saved.distillation.sampling)
+            take_over(config, saved, saved.distillation.sampling)
         # Where imported weights lie may change from start to start; their hashes may not.
         moved_to = config.init_from if run_dir.read_references().unet else None
         unet, unet_reference = load_image_unet(run_dir, config, moved_to=moved_to, sharding=sharding)
@@ -158,74 +153,6 @@ def _keep(image: ImageModel, run_dir: RunDirectory, mesh: jax.sharding.Mesh) -> 
         save_tree(run_dir.backbone, unet, overwrite=True)
 
 
-def _of_teacher(config: ml_collections.ConfigDict, run_dir: RunDirectory, mesh: jax.sharding.Mesh) -> ImageModel:
-    """The image model under a student's teacher, whose temporal layers are copied into the run's directory."""
-    fields = config.distillation
-    if not fields.teacher:
-        raise ValueError(
-            "distillation.teacher is empty: give the --workdir of the training that the student learns from, "
-            "--config.distillation.teacher=DIR"
-        )
-    teacher = load_run(
-        fields.teacher, mesh=mesh, text_checkpoint=config.text.get("checkpoint") or None, require_finished=True
-    )
-    _check_teacher(teacher, fields.steps)
-    _take_over(config, teacher.config, teacher.config.sampling)
-    _, temporal, _ = parameter_partition.split(teacher.model.unet)
-    save_tree(run_dir.teacher, temporal, overwrite=True)
-    text = teacher.config.text.to_dict()
-    return ImageModel(
-        deflate(teacher.model.unet), teacher.model.text_encoder, teacher.tokenizer, text, teacher.references
-    )
-
-
-def _check_teacher(teacher: Run, steps: int) -> None:
-    """Raises a ValueError for a run that a student cannot learn from."""
-    config = teacher.config
-    if "temporal" not in config or config.diffusion.low_res_factor:
-        raise ValueError(f"distillation.teacher={teacher.path} is no Space-Time U-Net's run: {config.name}")
-    if "distillation" in config and config.distillation.steps != 2 * steps:
-        raise ValueError(
-            f"distillation.steps={steps}: {teacher.path} needs {config.distillation.steps} steps itself, its student "
-            f"half of them: set {config.distillation.steps // 2}"
-        )
-    interval = sampling_settings(config).guidance_interval
-    if interval != (0.0, 1.0):
-        raise ValueError(
-            f"distillation.teacher={teacher.path} is guided at times {interval} alone, which is not distilled: its "
-            "sampling.guidance_interval must be (0, 1)"
-        )
-
-
-def _take_over(
-    config: ml_collections.ConfigDict, source: ml_collections.ConfigDict, sampling: ml_collections.ConfigDict
-) -> None:
-    """A student's clip, temporal layers and diffusion are its teacher's; and the config says how that one samples."""
-    for name in ("clip", "temporal", "diffusion"):
-        config[name] = source[name]
-    config.distillation.sampling = sampling
-
-
-def load_teacher(
-    config: ml_collections.ConfigDict, run_dir: RunDirectory, mesh: jax.sharding.Mesh, trained: dict, empty: np.ndarray
-) -> tuple[dict, Teacher | None]:
-    """What a run's trained parameters start from, and its teacher.
-
-    Args:
-      config: of a prepared run.
-      run_dir: its directory.
-      mesh: the devices.
-      trained: the new network's parameters: the start, where there is no teacher.
-      empty: the empty prompt, as captions are given to the train step.
-    """
-    if "distillation" not in config:
-        return trained, None
-    parameters = {"unet": load_tree(run_dir.teacher, trained["unet"], partitioning.replicated(mesh))}
-    # A copy: the training state is used up.
-    frozen = jax.tree.map(lambda leaf: jnp.array(leaf, config.compute_dtype, copy=True), parameters)
-    return parameters, Teacher(partitioning.place(mesh, frozen, fsdp=config.fsdp), jnp.asarray(empty))
-
-
 def _image_model(
     config: ml_collections.ConfigDict,
     run_dir: RunDirectory,
@@ -253,9 +180,7 @@ def make_objective(config: ml_collections.ConfigDict) -> Objective:
     """The training objective of a config; of a student once its teacher's sampling is written into it."""
     fields, distilled = config.diffusion, {}
     if config.get("distillation", {}).get("sampling"):
-        as_teacher = ml_collections.ConfigDict(config.to_dict() | {"sampling": config.distillation.sampling})
-        settings = dataclasses.replace(sampling_settings(as_teacher), sampler="ddim")
-        distilled = {"student_steps": config.distillation.steps, "teacher": settings}
+        distilled = {"student_steps": config.distillation.steps, "teacher": teacher_settings(config)}
     return Objective(
         schedule=noise_schedule.from_config(fields.schedule, fields.log_snr_shift),
         prediction=fields.prediction,
