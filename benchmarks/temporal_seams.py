@@ -209,8 +209,9 @@ def measure(
 def summary(measurements: Sequence[Measurement]) -> dict[str, dict[str, dict[str, Any]]]:
     """Of each method and set of pairs: mean and spread over clips and seeds, beside the real clips' own.
 
-    "ratio" is the figure of merit. "over_real" is each clip's ratio divided by its real clip's at the same pairs:
-    motion is not even. "elsewhere_over_real" tells whether a clip moves too little or flickers, which would hide seams.
+    "ratio" is the figure of merit. "over_real" is each clip's ratio divided by its real clip's at the same pairs, as
+    motion is not even; without clips whose neighbours do not differ there at all (rows of a plain background, at the
+    border of tiles), which `compared` does not count. "elsewhere_over_real" tells whether a clip moves too little or flickers, which would hide seams.
     """
     found: dict[str, dict[str, dict[str, Any]]] = {}
     real = {(row.clip, row.pairs): row for row in measurements if row.method == TRUTH}
@@ -218,9 +219,11 @@ def summary(measurements: Sequence[Measurement]) -> dict[str, dict[str, dict[str
         for pairs in dict.fromkeys(row.pairs for row in measurements):
             rows = [row for row in measurements if (row.method, row.pairs) == (method, pairs)]
             beside = [real[row.clip, row.pairs] for row in rows]
+            over_real = [row.ratio / one.ratio for row, one in zip(rows, beside, strict=True) if one.ratio > 0.0]
             found.setdefault(method, {})[pairs] = {
                 "ratio": _mean_and_spread([row.ratio for row in rows]),
-                "over_real": _mean_and_spread([row.ratio / one.ratio for row, one in zip(rows, beside, strict=True)]),
+                "over_real": _mean_and_spread(over_real) if over_real else None,
+                "compared": len(over_real),
                 "elsewhere_over_real": _mean_and_spread(
                     [row.elsewhere / one.elsewhere for row, one in zip(rows, beside, strict=True)]
                 ),
@@ -316,7 +319,9 @@ def report(data: str, found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> s
     return "\n".join(lines)
 
 
-def _shown(value: Mapping[str, float]) -> str:
+def _shown(value: Mapping[str, float] | None) -> str:
+    if value is None:
+        return f"{'—':>14s}"
     return f"{value['mean']:6.3f} +- {value['deviation']:.2f} "
 
 
@@ -382,11 +387,11 @@ def main(_argv: list[str]) -> None:
             label: np.mean([neighbour_mse(clip) for made in runs for clip in made], axis=0)
             for label, runs in clips.items()
         }
-        facts[data] = {cut: summary(rows) for cut, rows in measured.items()}
         all_measured += [row for rows in measured.values() for row in rows]
         # Written after each data set: what is there stays if the rest is stopped.
         draw_curves(curves, sets).savefig(output / "curves.png", dpi=150)
         write_measurements(output / "measurements.csv", all_measured)
+        facts[data] = {cut: summary(rows) for cut, rows in measured.items()}
         (output / "summary.json").write_text(json.dumps(facts, indent=2) + "\n")
         print(report(f"{data}, windows of {WINDOW} frames", facts[data]["windows"]))
         print(verdict(facts[data]["windows"]))

@@ -1,6 +1,7 @@
 """What the seams' benchmarks measure, on clips whose seams and drift are known; and that methods are what they say."""
 
 import csv
+import dataclasses
 
 import numpy as np
 import pytest
@@ -92,6 +93,18 @@ def test_flicker_does_not_pass_for_no_seams():
     found = temporal_seams.summary(list(temporal_seams.measure("bars", real, made, SETS, ("frames",))))
     assert found[DISJOINT][DISJOINT]["ratio"]["mean"] < 1.5
     assert found[DISJOINT][DISJOINT]["elsewhere_over_real"]["mean"] > 4
+
+
+def test_real_clips_that_do_not_change_at_borders(measured):
+    """At the border of tiles a plain background does not: such clips are not what others are divided by."""
+    still = [dataclasses.replace(row, ratio=0.0) if row.method == TRUTH and row.clip == 0 else row for row in measured]
+    before, found = (temporal_seams.summary(rows)[FEATHERED][FEATHERED] for rows in (measured, still))
+    assert found["compared"] < before["compared"] == before["measured"]
+    assert np.isfinite(found["over_real"]["mean"])
+    none = [dataclasses.replace(row, ratio=0.0) if row.method == TRUTH else row for row in measured]
+    found = temporal_seams.summary(none)
+    assert found[FEATHERED][FEATHERED]["over_real"] is None
+    assert "—" in temporal_seams.report("r", found)
 
 
 def test_verdict(measured):
