@@ -211,7 +211,8 @@ def summary(measurements: Sequence[Measurement]) -> dict[str, dict[str, dict[str
 
     "ratio" is the figure of merit. "over_real" is each clip's ratio divided by its real clip's at the same pairs, as
     motion is not even; without clips whose neighbours do not differ there at all (rows of a plain background, at the
-    border of tiles), which `compared` does not count. "elsewhere_over_real" tells whether a clip moves too little or flickers, which would hide seams.
+    border of tiles), which `compared` does not count. "elsewhere_over_real" tells whether a clip moves too little or
+    flickers, which would hide seams.
     """
     found: dict[str, dict[str, dict[str, Any]]] = {}
     real = {(row.clip, row.pairs): row for row in measurements if row.method == TRUTH}
