@@ -68,11 +68,15 @@ def benchmark(name: str, programs: dict[str, str]) -> None:
             print(f"not installed, left out: {', '.join(missing)} (pip install '.[peers]')")
         for task in tasks:
             rows += peer_networks.measure(task, modes, rounds=rounds, seconds=seconds)
-    facts |= {"tasks": [dataclasses.asdict(task) | {"weights": ""} for task in tasks], "rounds": rounds}
-    facts |= {"seconds of a turn": seconds, "quick": FLAGS.quick, "rows": [dataclasses.asdict(row) for row in rows]}
-    result = "\n\n".join([table(rows), *goals(rows), conditions(facts, tasks[0])])
+            result = "\n\n".join([table(rows), *goals(rows), conditions(facts, task, rounds)])
+            measured = {"tasks": [dataclasses.asdict(task) | {"weights": ""} for task in tasks], "rounds": rounds}
+            measured |= {
+                "seconds of a turn": seconds,
+                "quick": FLAGS.quick,
+                "rows": list(map(dataclasses.asdict, rows)),
+            }
+            write(pathlib.Path(FLAGS.output), name, facts | measured, rows, result)  # after each, as it takes long
     print(result)
-    write(pathlib.Path(FLAGS.output), name, facts, rows, result)
     if FLAGS.write_docs:
         _DOCUMENT.write_text(with_tables(_DOCUMENT.read_text(), {name: result}))
 
@@ -164,12 +168,12 @@ def goals(rows: Sequence[Row]) -> list[str]:
     return ["At least as fast as the peer's best mode:\n\n" + "\n".join(found)] if found else []
 
 
-def conditions(facts: dict, task: Task) -> str:
+def conditions(facts: dict, task: Task, rounds: int) -> str:
     """What was measured on what, in one paragraph."""
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     return (
         f"`{task.config}`: {task.clips} clips of {task.frames} frames, or {task.frames} pictures, of {task.size}×"
-        f"{task.size} pixels, {task.dtype}, {task.device}, {task.threads} threads each; median of {facts['rounds']} "
+        f"{task.size} pixels, {task.dtype}, {task.device}, {task.threads} threads each; median of {rounds} "
         f"rounds. {facts['processor']}, {facts['cores']} cores, load {facts['load average at the start']:.1f} before "
         f"the start; Python {facts['python']}, {versions}."
     )

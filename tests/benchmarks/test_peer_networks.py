@@ -2,10 +2,14 @@
 
 import contextlib
 import json
+import os
+import pathlib
+import subprocess
+import sys
 
+import jax
 import numpy as np
 import pytest
-from absl.testing import flagsaver
 
 from benchmarks import networks_in_jax, peer_networks, peer_report
 from benchmarks.machine import machine
@@ -13,6 +17,7 @@ from benchmarks.peer_networks import IMAGE_PEER, LUMIERE, MOTION, OURS, PEERS, U
 from lumiere_jax.abstract_model import abstract_model
 from lumiere_jax.models import parameter_partition
 
+ROOT = pathlib.Path(__file__).parent.parent.parent
 IMAGE = Task("image", "gradient", "test", frames=2, size=8, clips=1, dtype="float32", device="cpu", threads=1)
 VIDEO = Task("video", "training_step", "test", frames=4, size=8, clips=1, dtype="float32", device="cpu", threads=1)
 PEER = Row("image", "forward", IMAGE_PEER, "eager", seconds=(2.0, 3.0, 8.0), ours=(2.0, 2.0, 2.0), memory=5_000_000)
@@ -142,43 +147,32 @@ def test_machine():
     assert facts["processor"]
 
 
-def test_the_command_without_peers(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(peer_networks, "installed", lambda name, network: False)
-    peer_report.define_flags()
-    with flagsaver.flagsaver():
-        peer_report.FLAGS(["sampling", "--quick", "--threads=1", f"--output={tmp_path}"])
-        peer_report.benchmark("sampling", {"image": "forward"})
-    facts = json.loads((tmp_path / "sampling.json").read_text())
-    assert [(row["name"], row["reason"]) for row in facts["rows"]] == [(OURS, ""), (IMAGE_PEER, "not installed")]
-    assert min(facts["rows"][0]["seconds"]) > 0
-    assert (tmp_path / "sampling.png").stat().st_size > 0
-    printed = capsys.readouterr().out
-    assert f"not installed, left out: {IMAGE_PEER}" in printed
-    assert (tmp_path / "sampling.md").read_text() in printed
-
-
-# ---------------------------------------------------------------------------------------------- with PyTorch
-
-needs_peers = pytest.mark.skipif(
-    not all(peer_networks.installed(name, network) for network, peers in PEERS.items() for name in peers),
-    reason="needs diffusers, lumiere-pytorch and torch (pip install '.[peers]')",
-)
-
-
-@needs_peers
-def test_peers_run(monkeypatch, tmp_path):
-    """The image networks compute the same, or this raises; the video networks train something."""
-    with flagsaver.flagsaver():
-        peer_report.FLAGS(
-            ["training_step", "--quick", "--threads=1", "--frames=4", "--size=16", f"--output={tmp_path}"]
-        )
-        peer_report.benchmark("training_step", {"image": "gradient", "video": "training_step"})
-    rows = [Row(**row) for row in json.loads((tmp_path / "training_step.json").read_text())["rows"]]
-    assert [row.reason for row in rows] == [""] * 6
-    image, theirs, video, *peers = rows
-    assert (image.parameters, image.trained) == (theirs.parameters, theirs.trained)
-    assert {row.name for row in peers} == set(PEERS["video"])
-    for row in (video, *peers):
-        assert 0 < row.trained < row.parameters
-    # Of lumiere-pytorch's, the image network is ours, so what is frozen is as large.
-    assert peers[0].parameters - peers[0].trained == video.parameters - video.trained == image.parameters
+@pytest.mark.parametrize("command", ["sampling", "training_step"])
+def test_the_command(tmp_path, command):
+    """With peers: the image networks compute the same, or it ends with an error. Without: it names them."""
+    arguments = ["--quick", "--threads=1", f"--output={tmp_path}"]
+    process = subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{command}", *arguments],
+        cwd=ROOT,
+        env=os.environ | {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stderr
+    rows = [Row(**row) for row in json.loads((tmp_path / f"{command}.json").read_text())["rows"]]
+    assert [row.name for row in rows] == [OURS, *PEERS["image"], OURS, *PEERS["video"]]
+    assert (tmp_path / f"{command}.md").read_text() in process.stdout
+    assert (tmp_path / f"{command}.png").stat().st_size > 0
+    for row in rows:
+        is_missing = row.name != OURS and not peer_networks.installed(row.name, row.network)
+        assert row.reason == ("not installed" if is_missing else "")
+        assert is_missing or (min(row.seconds) > 0 and row.parameters > 0)
+        assert not is_missing or f"{row.name}, " in process.stdout or f"{row.name} (" in process.stdout
+    image, same, video, lumiere, *_ = rows
+    if not same.reason:
+        assert (image.parameters, image.trained) == (same.parameters, same.trained)
+    if command == "training_step":
+        assert all(0 < row.trained < row.parameters for row in rows if row.network == "video" and not row.reason)
+        if not lumiere.reason:  # around the same image network
+            assert lumiere.parameters - lumiere.trained == video.parameters - video.trained == image.parameters
