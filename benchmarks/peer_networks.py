@@ -45,8 +45,9 @@ PEERS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 }
 # How PyTorch runs a network. "channels last" is its memory format, often the faster one.
 MODES = ("eager", "eager, channels last", "compile", "compile, channels last")
-# Largest difference between two networks that compute the same, over the root mean square (found in float32: 2e-5).
-ROUNDING = {"float32": 2e-4, "bfloat16": 5e-2}
+# Largest difference between two networks that compute the same, over the root mean square. Found in float32: 3e-6, the
+# output of the demo's U-Net; the bound for bfloat16 has not been tried.
+ROUNDING = {"float32": 1e-4, "bfloat16": 5e-2}
 _WARM_UP = 2  # calls, of which the first compiles
 _MOST_CALLS = 100  # in one turn
 _STATUS, _CLEAR_REFS = pathlib.Path("/proc/self/status"), pathlib.Path("/proc/self/clear_refs")
