@@ -61,7 +61,13 @@ setup(
         "beam": ["apache-beam"],  # prepare_data on Dataflow, Flink or Spark
         "tf": ["tensorflow"],  # to prepare TFDS's stock data sets; training and sampling never import it
         # what benchmarks/ compares with; decord has no wheel for Linux on arm64
-        "peers": ["decord; platform_machine == 'x86_64'", "opencv-python-headless", "torch"],
+        "peers": [
+            "decord; platform_machine == 'x86_64'",
+            "diffusers>=0.42.1",
+            "lumiere-pytorch>=0.0.24",
+            "opencv-python-headless",
+            "torch",
+        ],
         # to make tests/goldens again; these versions made those in the repository
         "parity": ["diffusers==0.42.1", "safetensors", "torch==2.13.0", "transformers==5.23.0"],
     },

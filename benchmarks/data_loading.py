@@ -18,14 +18,12 @@ Writes `data_loading.json` and prints the table. A peer that is not installed is
 
 import concurrent.futures
 import dataclasses
-import importlib.metadata
 import importlib.util
 import itertools
 import json
 import multiprocessing
 import os
 import pathlib
-import platform
 import statistics
 import tempfile
 import time
@@ -36,6 +34,7 @@ import numpy as np
 from absl import app, flags
 from absl.flags import FLAGS
 
+from benchmarks.machine import machine
 from lumiere_jax.data import moving_shapes, video_folder
 from lumiere_jax.data.clip_sampling import frame_indices, sample_by_time, sample_times
 from lumiere_jax.data.input_pipeline import make_batches
@@ -377,23 +376,6 @@ def table(rates: dict[str, dict[str, float]], missing: Sequence[str]) -> str:
     return "\n".join([*lines, "", f"prepared data against raw files, ours: {ours['prepared'] / ours['raw']:.2f} x"])
 
 
-def machine() -> dict[str, object]:
-    """What the numbers depend on."""
-    versions = {}
-    for name in _DISTRIBUTIONS:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = "not installed"
-    return {
-        "cores": os.cpu_count(),
-        "processor": platform.machine(),
-        "python": platform.python_version(),
-        "load average at the start": os.getloadavg()[0],
-        "versions": versions,
-    }
-
-
 def define_flags() -> None:
     """The command line."""
     flags.DEFINE_string("videos", "", "Folder of raw videos; default: rendered ones.")
@@ -407,7 +389,7 @@ def define_flags() -> None:
 
 def main(_argv: list[str]) -> None:
     """Entry point."""
-    facts = machine()
+    facts = machine(_DISTRIBUTIONS)
     task = Task(80, 16.0, 128, FLAGS.batch_size, FLAGS.workers, FLAGS.batches)
     rounds = FLAGS.rounds
     if FLAGS.quick:

@@ -102,6 +102,34 @@ def unet_config(path: str | pathlib.Path) -> UNet2DConfig:
         raise ValueError(f"{path}: {error}") from error
 
 
+def diffusers_config(config: UNet2DConfig) -> dict:
+    """The reverse of `unet_config`: a config.json, with the keys that diffusers' defaults do not cover."""
+    down = ["SimpleCrossAttnDownBlock2D" if has else "ResnetDownsampleBlock2D" for has in config.cross_attention]
+    up = ["SimpleCrossAttnUpBlock2D" if has else "ResnetUpsampleBlock2D" for has in config.cross_attention[::-1]]
+    return _FAMILY | {
+        "act_fn": config.act_fn,
+        "addition_embed_type_num_heads": config.text_pooling_heads,
+        "attention_head_dim": config.attention_head_dim,
+        "block_out_channels": list(config.block_out_channels),
+        "class_embed_type": "timestep" if config.noise_level_embedding else None,
+        "cross_attention_dim": config.cross_attention_dim,
+        "down_block_types": down,
+        "encoder_hid_dim": config.text_dim,
+        "in_channels": config.in_channels,
+        "layers_per_block": list(config.layers_per_block),
+        "mid_block_scale_factor": config.mid_block_scale_factor,
+        "norm_eps": config.norm_eps,
+        "norm_num_groups": config.norm_num_groups,
+        "only_cross_attention": config.only_cross_attention,
+        "out_channels": config.out_channels,
+        "resnet_out_scale_factor": config.resnet_out_scale_factor,
+        "resnet_skip_time_act": config.resnet_skip_time_act,
+        "time_embedding_act_fn": config.time_embedding_act_fn,
+        "time_embedding_dim": config.time_embedding_dim,
+        "up_block_types": up,
+    }
+
+
 def _unet_config(given: dict[str, Any]) -> UNet2DConfig:
     for field, value in _FAMILY.items():
         if given.get(field) != value:

@@ -11,8 +11,9 @@ import jax
 import numpy as np
 import safetensors.numpy
 from flax import nnx, traverse_util
-from make_tiny_if import diffusers_config, diffusers_name
+from make_tiny_if import diffusers_name
 
+from lumiere_jax.checkpoints.deepfloyd_if import diffusers_config
 from lumiere_jax.models.unet2d import UNet2D, UNet2DConfig
 from lumiere_jax.text.t5_encoder import T5Config, T5Encoder
 

@@ -18,6 +18,7 @@ from flax import nnx, traverse_util
 from safetensors.numpy import save_file
 
 from configs import deepfloyd_if, stunet
+from lumiere_jax.checkpoints.deepfloyd_if import diffusers_config
 from lumiere_jax.models.unet2d import UNet2D, UNet2DConfig
 from lumiere_jax.text.hugging_face_t5 import LAYER_PARAMETERS, POSITION_BIAS
 from lumiere_jax.text.t5_encoder import T5Config, T5Encoder
@@ -48,39 +49,6 @@ def diffusers_name(path: Sequence[str | int]) -> str:
     for pattern, replacement in _DIFFUSERS_NAMES:
         name = re.sub(pattern, replacement, name)
     return name
-
-
-def diffusers_config(config: UNet2DConfig) -> dict:
-    """The config.json of an image model, with the keys that diffusers' defaults do not cover."""
-    down = ["SimpleCrossAttnDownBlock2D" if has else "ResnetDownsampleBlock2D" for has in config.cross_attention]
-    up = ["SimpleCrossAttnUpBlock2D" if has else "ResnetUpsampleBlock2D" for has in config.cross_attention[::-1]]
-    return {
-        "_class_name": "UNet2DConditionModel",
-        "act_fn": config.act_fn,
-        "addition_embed_type": "text",
-        "addition_embed_type_num_heads": config.text_pooling_heads,
-        "attention_head_dim": config.attention_head_dim,
-        "block_out_channels": list(config.block_out_channels),
-        "class_embed_type": "timestep" if config.noise_level_embedding else None,
-        "cross_attention_dim": config.cross_attention_dim,
-        "cross_attention_norm": "group_norm",
-        "down_block_types": down,
-        "encoder_hid_dim": config.text_dim,
-        "in_channels": config.in_channels,
-        "layers_per_block": list(config.layers_per_block),
-        "mid_block_scale_factor": config.mid_block_scale_factor,
-        "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
-        "norm_eps": config.norm_eps,
-        "norm_num_groups": config.norm_num_groups,
-        "only_cross_attention": config.only_cross_attention,
-        "out_channels": config.out_channels,
-        "resnet_out_scale_factor": config.resnet_out_scale_factor,
-        "resnet_skip_time_act": config.resnet_skip_time_act,
-        "resnet_time_scale_shift": "scale_shift",
-        "time_embedding_act_fn": config.time_embedding_act_fn,
-        "time_embedding_dim": config.time_embedding_dim,
-        "up_block_types": up,
-    }
 
 
 def write_unet(directory: pathlib.Path, config: UNet2DConfig, seed: int) -> None:

@@ -166,7 +166,7 @@ def test_the_tiny_models_names_are_diffusers(tmp_path, name):
     unet = nnx.eval_shape(lambda: UNet2D(config, rngs=nnx.Rngs(0)))
     names = {make_tiny_if.diffusers_name(path) for path, _ in nnx.to_flat_state(nnx.state(unet))}
     assert names == metadata["shapes"].keys()
-    (tmp_path / "config.json").write_text(json.dumps(make_tiny_if.diffusers_config(config)))
+    (tmp_path / "config.json").write_text(json.dumps(deepfloyd_if.diffusers_config(config)))
     assert deepfloyd_if.unet_config(tmp_path / "config.json") == config
 
 
