@@ -231,6 +231,12 @@ def define_flags() -> None:
     flags.DEFINE_integer(
         "window_batch", None, "Windows of a clip that the base model denoises at once; default: all.", 1
     )
+    flags.DEFINE_enum(
+        "window_weights",
+        None,
+        ["uniform", "feathered"],
+        "How windows and tiles are averaged, at all resolutions; default: the config's, or uniform as in the paper.",
+    )
     define_device_flags()
     define_memory_flags()
 
@@ -266,6 +272,7 @@ def enlarging_flags() -> dict[str, Any]:
         "window_batch": FLAGS.super_resolution_window_batch,
         "tile": None if FLAGS.tile is None else (FLAGS.tile, overlap),
         "negative_prompt": FLAGS.negative_prompt,
+        "weights": FLAGS.window_weights,
     }
 
 
@@ -277,7 +284,7 @@ def window_flags() -> dict[str, Any]:
     if FLAGS.window is None:
         return {}
     overlap = FLAGS.window // 4 if FLAGS.window_overlap is None else FLAGS.window_overlap
-    return {"window": (FLAGS.window, overlap), "window_batch": FLAGS.window_batch}
+    return {"window": (FLAGS.window, overlap), "weights": FLAGS.window_weights, "window_batch": FLAGS.window_batch}
 
 
 def main(_argv: list[str]) -> None:

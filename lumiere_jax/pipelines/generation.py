@@ -99,6 +99,7 @@ def sampling_settings(
     spacing: str | None = None,
     window: tuple[int, int] | None = None,
     tile: tuple[int, int] | None = None,
+    weights: str | None = None,
     window_batch: int | None = None,
 ) -> Settings:
     """The sampling that a run's config asks for, with what a caller chooses otherwise.
@@ -110,6 +111,8 @@ def sampling_settings(
       window: (frames of a window, frames that neighbours share): MultiDiffusion in time. Default: the config's for
         super-resolution, else none.
       tile: (pixels of a side, pixels that neighbours share): MultiDiffusion in space. Default: likewise.
+      weights: of windows in their average, see `multidiffusion.window_weights`; default: the config's for
+        super-resolution, else uniform, as the paper's.
       window_batch: see `Settings`.
 
     Raises:
@@ -121,7 +124,8 @@ def sampling_settings(
         window = (config.clip.frames, fields.overlap) if window is None else window
         if tile is None and fields.get("tile", 0):
             tile = (fields.tile, fields.tile_overlap)
-    windows = Windows(window, tile, tile, fields.get("weights", "uniform")) if window or tile else None
+    weights = fields.get("weights", "uniform") if weights is None else weights
+    windows = Windows(window, tile, tile, weights) if window or tile else None
     interval = tuple(defaults.get("guidance_interval", (0.0, 1.0)))
     schedule = noise_schedule.from_config(config.diffusion.schedule, config.diffusion.log_snr_shift)
     variance = defaults.get("variance", "posterior")

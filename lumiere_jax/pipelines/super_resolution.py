@@ -235,7 +235,7 @@ def prepare(
         is 0, as many as keep the devices busy and fit.
       negative_prompt: what guidance leads away from; without guidance (weight 1) it does nothing.
       **choices: of `sampling_settings`: steps, guidance_weight, guidance_interval, guidance_rescale, sampler, spacing,
-        window, tile. Where neither they nor the config name a tile, frames are whole if they fit.
+        window, tile, weights. Where neither they nor the config name a tile, frames are whole if they fit.
 
     Raises:
       ValueError: not a super-resolution run; a value out of range; a window longer than the clip; tiles that the

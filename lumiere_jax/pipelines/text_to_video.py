@@ -54,8 +54,8 @@ def sample_videos(
       size: (height, width) in pixels, default the run's.
       negative_prompt: what guidance leads away from; by default from clips of whatever they show.
       **choices: of `sampling_settings`: steps, guidance_weight, guidance_interval, guidance_rescale, sampler, spacing,
-        window, window_batch. With a window clips are made in windows of so many frames, which MultiDiffusion joins:
-        for clips that are longer than the model's.
+        window, weights, window_batch. With a window clips are made in windows of so many frames, which MultiDiffusion
+        joins: for clips that are longer than the model's.
 
     Returns:
       Clips in [-1, 1], at `run.config.clip.fps` frames per second.

@@ -141,6 +141,7 @@ def test_a_chain_enlarges_what_it_enlarged(run):
         ({"tile": (9, 2)}, "tile=9 is no multiple of 2, which the network"),
         ({"tile": (8, 1)}, "tile_overlap=1 is no multiple of 2"),
         ({"tile": (8, 8)}, r"overlap must be in \[0, window=8\) along height, got 8"),
+        ({"weights": "gaussian"}, "unknown weights 'gaussian'"),
         ({"guidance_interval": (0.5, 0.2)}, "guidance_interval=.* in order"),
     ],
 )
