@@ -5,7 +5,7 @@ those of the run's mesh, `data` of which divide the prompts and `rows` the heigh
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -104,9 +104,17 @@ def _sample(
         raise ValueError(f"frames={frames} and size={(height, width)} must be positive")
     check_window(choices.get("window"), frames)
     check_negative_prompt(negative_prompt, settings)
-    tokens = functools.partial(encode_prompts, run, negative_prompt=negative_prompt)
-    clip = (frames, height, width)
-    return _sample_on_mesh(run, prompts, tokens, first_number, jax.random.key(seed), clip, settings, watch)
+    # The devices along data get equally many, if need be clips that nobody asked for.
+    count = _next_multiple(len(prompts), run.mesh.shape["data"])
+    padded = [*prompts, *[""] * (count - len(prompts))]
+    tokens = encode_prompts(run, padded, negative_prompt=negative_prompt)
+    numbers = np.arange(first_number, first_number + count, dtype=np.int32)
+    clips = _sample_on_mesh(run, jax.random.key(seed), numbers, tokens, (frames, height, width), settings, watch)
+    return _first(len(prompts), clips)
+
+
+def _first(count: int, clips: Sampled) -> Sampled:
+    return Sampled(clips.videos[:count], None if clips.denoising is None else clips.denoising[:count])
 
 
 def sample_in_batches(
@@ -149,8 +157,7 @@ def _batches(run: Run, prompts: Sequence[str], size: int, seed: int, choices: di
         batch = list(prompts[first : first + size])
         # Always a full batch, so that one compiled program serves all; what is too much is dropped.
         full = batch + [""] * (size - len(batch))
-        videos, denoising = _sample(run, full, seed, first_number=first, **choices)
-        yield Sampled(videos[: len(batch)], None if denoising is None else denoising[: len(batch)])
+        yield _first(len(batch), _sample(run, full, seed, first_number=first, **choices))
 
 
 def _check_batch_size(run: Run, batch_size: int | None) -> None:
@@ -184,10 +191,9 @@ def check_negative_prompt(negative_prompt: str, settings: Settings) -> None:
 
 def _sample_on_mesh(
     run: Run,
-    prompts: Sequence[str],
-    tokens_of: Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]],
-    first_number: int,
     key: Array,
+    numbers: Int32[np.ndarray, " batch"],
+    tokens: tuple[np.ndarray, np.ndarray],
     clip: tuple[int, int, int],
     settings: Settings,
     watch: bool,
@@ -199,10 +205,6 @@ def _sample_on_mesh(
             f"clips of height {clip[1]} cannot be divided over rows={rows} devices: choose another height, or another "
             "--mesh_rows"
         )
-    # The devices along data get equally many, if need be clips that nobody asked for.
-    size = _next_multiple(len(prompts), mesh.shape["data"])
-    tokens = tokens_of([*prompts, *[""] * (size - len(prompts))])
-    numbers = np.arange(first_number, first_number + size, dtype=np.int32)
     batch = partitioning.divide_batch(mesh, (numbers, tokens))
     sharding = partitioning.batch_sharding(mesh)
     sampled, watched = sample_program(
@@ -215,9 +217,8 @@ def _sample_on_mesh(
         sharding=sharding,
         watch=watch,
     )
-    if watch:
-        watched = partitioning.videos_to_hosts(mesh, watched)[: len(prompts)]
-    return Sampled(partitioning.videos_to_hosts(mesh, sampled)[: len(prompts)], watched)
+    to_hosts = functools.partial(partitioning.videos_to_hosts, mesh)
+    return Sampled(to_hosts(sampled), to_hosts(watched) if watch else None)
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "clip", "settings", "sharding", "watch"))
