@@ -8,7 +8,7 @@ import pytest
 from random_runs import random_run
 
 from benchmarks import longer_clips, temporal_seams
-from benchmarks.temporal_seams import ANY, FRAMES, METHODS, TILES, TRUTH, WINDOW, Joining
+from benchmarks.temporal_seams import ANY, FRAMES, METHODS, TILES, TRUTH, WINDOW
 from lumiere_jax.data.clip_loader import as_text
 from lumiere_jax.data.open_dataset import open_dataset
 from lumiere_jax.data.video_io import write_mp4
@@ -223,12 +223,18 @@ def test_drift():
     assert "no object seen" in longer_clips.drift_report(40, found)
 
 
-def test_windows_of_longer_clips():
-    assert {label: joining for label, joining in longer_clips.METHODS.items() if joining} == {
-        "disjoint windows": Joining(0, "uniform"),
-        "windows, overlap 2": Joining(2, "uniform"),
-        "windows, overlap 4": Joining(4, "uniform"),
-    }
+def test_windows_of_longer_clips(monkeypatch):
+    asked = []
+    monkeypatch.setattr(longer_clips, "sample_videos", lambda run, captions, **options: asked.append(options))
+    longer_clips.sampled(None, ["a red circle"], 20, 1)
+    same = {"seed": 0, "frames": 20}
+    assert asked == [
+        same,
+        same | {"window": (8, 0), "weights": "uniform"},
+        same | {"window": (8, 2), "weights": "uniform"},
+        same | {"window": (8, 4), "weights": "uniform"},
+        same | {"window": (8, 4), "weights": "feathered"},
+    ]
     for frames in longer_clips.LENGTHS:
         sets = temporal_seams.pair_sets(frames, WINDOW, longer_clips.METHODS)
         assert not sets[ANY].all()
