@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -123,13 +124,22 @@ def test_stopped_or_killed_it_goes_on(folder, made, tmp_path):
     (root, _), (whole, _) = folder, made
     arguments = (f"--videos={root}", f"--captions={root}/captions.csv", f"--output={tmp_path}/data", "--workers=1")
     parts = tmp_path / "data" / "host-00000-of-00001" / "parts"
-    for ready, how, status in ((1, signal.SIGINT, 1), (4, signal.SIGKILL, -signal.SIGKILL)):
+
+    def stopped(ready, how):
+        """Its exit status after a signal when so many videos were ready."""
         process = subprocess.Popen(command(*arguments), cwd=ROOT, stderr=subprocess.DEVNULL)
         while process.poll() is None and (not parts.is_dir() or len(list(parts.glob("*.json"))) < ready):
             time.sleep(0.002)
         process.send_signal(how)
-        assert process.wait() == status
-        assert not (tmp_path / "data" / "dataset_info.json").exists()
+        return process.wait()
+
+    for _ in range(5):
+        statuses = [stopped(1, signal.SIGINT), stopped(4, signal.SIGKILL)]
+        if 0 not in statuses:
+            break
+        shutil.rmtree(tmp_path / "data")  # on a busy machine it may end before it is seen that something is ready
+    assert statuses == [1, -signal.SIGKILL]
+    assert not (tmp_path / "data" / "dataset_info.json").exists()
     before = {path.name: path.stat().st_mtime_ns for path in parts.glob("*.json")}
     assert before
     printed = run(*arguments)
