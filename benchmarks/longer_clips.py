@@ -119,7 +119,7 @@ def draw_drift(by_length: Mapping[int, Mapping[str, Sequence[Clips]]]) -> Figure
             mean = np.mean([drift(clip) for clips in runs for clip in clips], axis=0)
             axis.plot(mean, label=label, color="grey" if label == TRUTH else None)
         axis.set(title=f"{frames} frames", xlabel="frame", ylabel="distance from the first 8 frames")
-        axis.set_ylim(bottom=0)
+    axes[0, 0].set_ylim(bottom=0)  # of both panels; only now, as it fixes the upper end
     axes[0, 0].legend(fontsize=7)
     return figure
 
