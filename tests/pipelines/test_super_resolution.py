@@ -25,7 +25,7 @@ VIDEOS = np.random.default_rng(0).uniform(-1, 1, (2, 6, 8, 10, 3)).astype(np.flo
 @pytest.fixture(scope="module")
 def run():
     run = random_run(super_resolution=True)
-    run.config.sampling.guidance_interval = (0.3, 1.0)  # of two steps the first is guided
+    run.config.sampling.guidance_interval = (0.6, 1.0)  # of two steps the first is guided
     return run
 
 
