@@ -30,6 +30,7 @@ from lumiere_jax.pipelines.generation import sampling_settings
 from lumiere_jax.pipelines.super_resolution import super_resolve
 from lumiere_jax.pipelines.text_to_video import sample_videos
 from lumiere_jax.train_config import check_same_run
+from lumiere_jax.train_distillation import load_teacher
 from lumiere_jax.train_setup import make_objective
 
 
@@ -93,6 +94,9 @@ def test_distillation(base, data_dir, tmp_path, monkeypatch, capsys):
     temporal = parameter_partition.split(load_run(base[0]).model.unet)[1]
     assert tree_hash(load_tree(tmp_path / "student" / "teacher")) == tree_hash(temporal)
     student = load_run(tmp_path / "student")
+    untrained = {"unet": jax.tree.map(np.zeros_like, temporal)}
+    start, teacher = load_teacher(student.config, RunDirectory(student.path), student.mesh, untrained, np.zeros(4))
+    assert tree_hash(start["unet"]) == tree_hash(teacher.parameters["unet"]) == tree_hash(temporal)
     settings = sampling_settings(student.config)
     assert (settings.sampler, settings.steps, settings.guidance_weight) == ("ddim", 2, 1.0)
     taught = make_objective(student.config)
