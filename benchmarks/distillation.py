@@ -29,8 +29,7 @@ from lumiere_jax.pipelines.generation import sampling_settings
 from lumiere_jax.pipelines.text_to_video import Videos, sample_in_batches
 
 REFERENCE = ("ddim", 64)
-TEACHER_WAYS = (("ddim", 16), ("dpm_solver_pp_2m", 16), ("ddim", 8), ("dpm_solver_pp_2m", 8), ("ddim", 4))
-TEACHER_WAYS += (("dpm_solver_pp_2m", 4),)
+TEACHER_WAYS = tuple((sampler, steps) for steps in (16, 8, 4) for sampler in ("ddim", "dpm_solver_pp_2m"))
 
 
 def load_students(teacher: Run, paths: Sequence[str]) -> list[Run]:

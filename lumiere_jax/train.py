@@ -77,6 +77,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Non
     else:
         prepared = prepare_text(config, run_dir, mesh, train_set)
     config, tokenizer, text_encoder = prepared.config, prepared.tokenizer, prepared.text_encoder
+    check_batches(config, mesh)  # again: a student's clip is its teacher's
     check_captions(tokenizer, config.text.length, train_set, validation_set)
     if config.training.preview_every:  # both raise now, not at the first preview
         tokenizer.encode(list(config.sampling.preview_prompts), config.text.length)
@@ -104,7 +105,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Non
 
     # ---------------------------------------------------------------- Training state: new, or the newest checkpoint
     encode = caption_encoder(config, tokenizer, embeddings)
-    trained, teacher = load_teacher(config, run_dir, mesh, trained, encode([""])["text"][0])
+    trained, teacher = load_teacher(config, run_dir, mesh, trained, encode)
     settings, fields = step_settings(config), config.training
     state = place(create_state(trained, settings["optimizer"], len(fields.ema_decays)))
     checkpoints = run_dir.checkpoints(fields.keep_checkpoints)

@@ -9,11 +9,11 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
 
 from lumiere_jax.checkpoints.checkpointing import load_tree, save_tree
 from lumiere_jax.checkpoints.image_model import ImageModel
 from lumiere_jax.checkpoints.run_directory import Run, RunDirectory, load_run
+from lumiere_jax.data.input_pipeline import EncodeCaption
 from lumiere_jax.distributed import partitioning
 from lumiere_jax.models import parameter_partition
 from lumiere_jax.models.stunet import deflate
@@ -72,7 +72,11 @@ def take_over(
 
 
 def load_teacher(
-    config: ml_collections.ConfigDict, run_dir: RunDirectory, mesh: jax.sharding.Mesh, trained: dict, empty: np.ndarray
+    config: ml_collections.ConfigDict,
+    run_dir: RunDirectory,
+    mesh: jax.sharding.Mesh,
+    trained: dict,
+    encode_caption: EncodeCaption,
 ) -> tuple[dict, Teacher | None]:
     """What a run's trained parameters start from, and its teacher.
 
@@ -81,14 +85,15 @@ def load_teacher(
       run_dir: its directory.
       mesh: the devices.
       trained: the new network's parameters: the start, where there is no teacher.
-      empty: the empty prompt, as captions are given to the train step.
+      encode_caption: how captions are given to the train step.
     """
     if "distillation" not in config:
         return trained, None
     parameters = {"unet": load_tree(run_dir.teacher, trained["unet"], partitioning.replicated(mesh))}
     # A copy: the training state is used up.
     frozen = jax.tree.map(lambda leaf: jnp.array(leaf, config.compute_dtype, copy=True), parameters)
-    return parameters, Teacher(partitioning.place(mesh, frozen, fsdp=config.fsdp), jnp.asarray(empty))
+    empty = jnp.asarray(encode_caption([""])["text"][0])
+    return parameters, Teacher(partitioning.place(mesh, frozen, fsdp=config.fsdp), empty)
 
 
 def teacher_settings(config: ml_collections.ConfigDict) -> Settings:

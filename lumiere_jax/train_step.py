@@ -231,10 +231,11 @@ def _denoiser_of(
         return None
     model = nnx.merge(graphdef, teacher.parameters, frozen)
     guided = guided_denoiser(model.predict, objective.teacher)
+    empty = model.embed_text(teacher.empty[None])  # once, for all calls and parts of a batch
 
     def denoise(x_t: Array, t: Array, text: Array) -> Array:
-        empty = jnp.broadcast_to(model.embed_text(teacher.empty[None]), text.shape)
-        return objective.teacher.to_x0(lambda x_t, t: guided(x_t, t, (text, empty), None))(x_t, t)
+        texts = text, jnp.broadcast_to(empty, text.shape)
+        return objective.teacher.to_x0(lambda x_t, t: guided(x_t, t, texts, None))(x_t, t)
 
     return denoise
 

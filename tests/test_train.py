@@ -95,7 +95,9 @@ def test_distillation(base, data_dir, tmp_path, monkeypatch, capsys):
     assert tree_hash(load_tree(tmp_path / "student" / "teacher")) == tree_hash(temporal)
     student = load_run(tmp_path / "student")
     untrained = {"unet": jax.tree.map(np.zeros_like, temporal)}
-    start, teacher = load_teacher(student.config, RunDirectory(student.path), student.mesh, untrained, np.zeros(4))
+    start, teacher = load_teacher(
+        student.config, RunDirectory(student.path), student.mesh, untrained, lambda _: {"text": np.zeros((1, 4))}
+    )
     assert tree_hash(start["unet"]) == tree_hash(teacher.parameters["unet"]) == tree_hash(temporal)
     settings = sampling_settings(student.config)
     assert (settings.sampler, settings.steps, settings.guidance_weight) == ("ddim", 2, 1.0)
