@@ -62,11 +62,12 @@ def sample(
       MemoryError: as `prepare_chain`.
     """
     enlarging = dict(enlarging or {})
+    # Checked before the chain is prepared, which compiles programs; sampled when the first batch is asked for.
+    clips = {"seed": seed, "batch_size": batch_size, "frames": frames, "size": size, "watch": denoising}
+    batches = sample_in_batches(run, prompts, **clips, **choices)
     chain = prepare_chain(super_resolution, (frames, *size), prompts, clips=len(prompts), **enlarging)
     for stage in chain:
         processes.say(stage.line())
-    clips = {"seed": seed, "batch_size": batch_size, "frames": frames, "size": size, "watch": denoising}
-    batches = sample_in_batches(run, prompts, **clips, **choices)
     made_with = {"seed": seed, **choices, "versions": library_versions(), "checkpoint": _description(run)}
     enlarged_with = made_with | {"super_resolution": [_description(each) | enlarging for each in super_resolution]}
     fps, first = run.config.clip.fps, 0
@@ -281,6 +282,10 @@ def window_flags() -> dict[str, Any]:
     for name in ("window_overlap", "window_batch"):
         if FLAGS.window is None and FLAGS[name].value is not None:
             raise ValueError(f"--{name}={FLAGS[name].value} says nothing without --window")
+    if FLAGS.window is None and FLAGS.window_weights is not None and not FLAGS.super_resolution:
+        raise ValueError(
+            f"--window_weights={FLAGS.window_weights} says nothing without windows: give --window or --super_resolution"
+        )
     if FLAGS.window is None:
         return {}
     overlap = FLAGS.window // 4 if FLAGS.window_overlap is None else FLAGS.window_overlap

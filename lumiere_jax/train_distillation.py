@@ -14,7 +14,7 @@ from lumiere_jax.checkpoints.checkpointing import load_tree, save_tree
 from lumiere_jax.checkpoints.image_model import ImageModel
 from lumiere_jax.checkpoints.run_directory import Run, RunDirectory, load_run
 from lumiere_jax.data.input_pipeline import EncodeCaption
-from lumiere_jax.distributed import partitioning
+from lumiere_jax.distributed import partitioning, processes
 from lumiere_jax.models import parameter_partition
 from lumiere_jax.models.stunet import deflate
 from lumiere_jax.pipelines.generation import Settings, sampling_settings
@@ -36,6 +36,11 @@ def teacher_image_model(
     )
     _check_teacher(teacher, fields.steps)
     take_over(config, teacher.config, teacher.config.sampling)
+    clip = config.clip
+    processes.say(
+        f"as {teacher.path} has them: clips of {clip.frames} frames of {clip.size}x{clip.size} at {clip.fps:g} fps, "
+        "temporal layers, diffusion"
+    )
     _, temporal, _ = parameter_partition.split(teacher.model.unet)
     save_tree(run_dir.teacher, temporal, overwrite=True)
     text = teacher.config.text.to_dict()

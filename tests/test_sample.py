@@ -47,6 +47,7 @@ def test_windows_tiles_and_a_chain(tmp_path):
     [
         (sample.window_flags, {"window_overlap": 2}, "--window_overlap=2 says nothing without --window"),
         (sample.window_flags, {"window_batch": 1}, "--window_batch=1 says nothing without --window"),
+        (sample.window_flags, {"window_weights": "uniform"}, "--window_weights=uniform says nothing without windows"),
         (sample.enlarging_flags, {"tile_overlap": 0}, "--tile_overlap=0 says nothing without --tile"),
     ],
 )
@@ -54,6 +55,8 @@ def test_flags_that_say_nothing(monkeypatch, choices_of, given, message):
     values = flags.FlagValues()
     for name in ("window", "window_overlap", "window_batch", "tile", "tile_overlap"):
         flags.DEFINE_integer(name, given.get(name), "", flag_values=values)
+    flags.DEFINE_string("window_weights", given.get("window_weights"), "", flag_values=values)
+    flags.DEFINE_multi_string("super_resolution", [], "", flag_values=values)
     values.mark_as_parsed()
     monkeypatch.setattr(sample, "FLAGS", values)
     with pytest.raises(ValueError, match=message):

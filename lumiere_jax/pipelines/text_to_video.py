@@ -90,11 +90,27 @@ def _sample(
     *,
     watch: bool,
     first_number: int = 0,
+    negative_prompt: str = "",
+    **choices: Any,
+) -> Sampled:
+    clip, settings = _clip_and_settings(run, negative_prompt=negative_prompt, **choices)
+    # The devices along data get equally many, if need be clips that nobody asked for.
+    count = _next_multiple(len(prompts), run.mesh.shape["data"])
+    padded = [*prompts, *[""] * (count - len(prompts))]
+    tokens = encode_prompts(run, padded, negative_prompt=negative_prompt)
+    numbers = np.arange(first_number, first_number + count, dtype=np.int32)
+    return _first(len(prompts), _sample_on_mesh(run, jax.random.key(seed), numbers, tokens, clip, settings, watch))
+
+
+def _clip_and_settings(
+    run: Run,
+    *,
     frames: int | None = None,
     size: tuple[int, int] | None = None,
     negative_prompt: str = "",
     **choices: Any,
-) -> Sampled:
+) -> tuple[tuple[int, int, int], Settings]:
+    """(frames, height, width) and the settings that a caller's choices come to; raises for those that do not fit."""
     if run.config.diffusion.low_res_factor:
         raise ValueError(f"{run.path} is a super-resolution run: give it as super_resolution, beside a base run")
     settings = sampling_settings(run.config, **choices)
@@ -102,15 +118,14 @@ def _sample(
     frames = run.config.clip.frames if frames is None else frames
     if frames < 1 or height < 1 or width < 1:
         raise ValueError(f"frames={frames} and size={(height, width)} must be positive")
+    if height % run.mesh.shape["rows"]:
+        raise ValueError(
+            f"clips of height {height} cannot be divided over rows={run.mesh.shape['rows']} devices: choose another "
+            "height, or another --mesh_rows"
+        )
     check_window(choices.get("window"), frames)
     check_negative_prompt(negative_prompt, settings)
-    # The devices along data get equally many, if need be clips that nobody asked for.
-    count = _next_multiple(len(prompts), run.mesh.shape["data"])
-    padded = [*prompts, *[""] * (count - len(prompts))]
-    tokens = encode_prompts(run, padded, negative_prompt=negative_prompt)
-    numbers = np.arange(first_number, first_number + count, dtype=np.int32)
-    clips = _sample_on_mesh(run, jax.random.key(seed), numbers, tokens, (frames, height, width), settings, watch)
-    return _first(len(prompts), clips)
+    return (frames, height, width), settings
 
 
 def _first(count: int, clips: Sampled) -> Sampled:
@@ -140,12 +155,12 @@ def sample_in_batches(
       each batch, when it is asked for.
 
     Raises:
-      ValueError: a prompt that is too long, or a batch size that the mesh does not divide, before any work; else as
-        `sample_videos`.
+      ValueError: as `sample_videos`, a batch size that the mesh does not divide, or no prompts; all before any work.
     """
     processes.check_same("the prompts and how they are sampled", (list(prompts), seed, batch_size, watch, choices))
     if not prompts:
         raise ValueError("prompts=[]: give at least one")
+    _clip_and_settings(run, **choices)
     encode_prompts(run, prompts, negative_prompt=choices.get("negative_prompt", ""))
     _check_batch_size(run, batch_size)
     size = min(batch_size or _next_multiple(4, run.mesh.shape["data"]), len(prompts))
@@ -199,14 +214,8 @@ def _sample_on_mesh(
     watch: bool,
 ) -> Sampled:
     """One call of the compiled program, for one batch; every process has the whole batch, and gets all of its clips."""
-    mesh, rows = run.mesh, run.mesh.shape["rows"]
-    if clip[1] % rows:
-        raise ValueError(
-            f"clips of height {clip[1]} cannot be divided over rows={rows} devices: choose another height, or another "
-            "--mesh_rows"
-        )
-    batch = partitioning.divide_batch(mesh, (numbers, tokens))
-    sharding = partitioning.batch_sharding(mesh)
+    batch = partitioning.divide_batch(run.mesh, (numbers, tokens))
+    sharding = partitioning.batch_sharding(run.mesh)
     sampled, watched = sample_program(
         nnx.graphdef(run.model),
         run.parameters(),
@@ -217,7 +226,7 @@ def _sample_on_mesh(
         sharding=sharding,
         watch=watch,
     )
-    to_hosts = functools.partial(partitioning.videos_to_hosts, mesh)
+    to_hosts = functools.partial(partitioning.videos_to_hosts, run.mesh)
     return Sampled(to_hosts(sampled), to_hosts(watched) if watch else None)
 
 

@@ -1,4 +1,4 @@
-"""One process of a run on several hosts: prints a hash of each *global* batch, put together on the devices.
+"""One process of a run on several hosts: answers with a hash of each *global* batch, put together on the devices.
 
 `test_batches.py` starts several of this file: `one_of_several_loaders.py FIRST_STEP STEPS`.
 """
@@ -12,6 +12,7 @@ from functools import partial
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from processes import answer
 
 from lumiere_jax.data.input_pipeline import make_batches, prefetch
 from lumiere_jax.data.mixture import Mixture
@@ -63,7 +64,7 @@ def main(first_step: int, steps: int) -> None:
     hosts = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     placed = prefetch(batches(first_step, **hosts), partial(shard_batch, make_mesh()))
     for batch in itertools.islice(placed, steps):
-        print(digest(multihost_utils.process_allgather(batch, tiled=True)))
+        answer(digest(multihost_utils.process_allgather(batch, tiled=True)))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from lumiere_jax.models.text_to_video import TextToVideo
 from lumiere_jax.models.unet2d import UNet2D
 from lumiere_jax.pipelines.generation import sampling_settings
 from lumiere_jax.pipelines.super_resolution import super_resolve
-from lumiere_jax.pipelines.text_to_video import sample_videos, watch_denoising
+from lumiere_jax.pipelines.text_to_video import sample_in_batches, sample_videos, watch_denoising
 from lumiere_jax.text.t5_encoder import T5Config, T5Encoder
 from lumiere_jax.text.tokenizer import train_tokenizer
 
@@ -96,6 +96,21 @@ def test_a_negative_prompt_and_how_a_clip_comes_about():
     assert np.abs(denoising[:, 0] - denoising[:, 1]).max() > 1e-2
     with pytest.raises(ValueError, match="negative_prompt='a blue star' does nothing without guidance"):
         sample_videos(run, ["a red circle"], guidance_weight=1.0, negative_prompt="a blue star", **clip)
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ({"frames": 3, "window": (4, 1)}, "window=4 is longer than the clip, which has 3 frames"),
+        ({"frames": 0}, "frames=0 and size=.* must be positive"),
+        ({"guidance_weight": 1.0, "negative_prompt": "a blue star"}, "negative_prompt='a blue star' does nothing"),
+        ({"steps": 0}, "steps=0: sampling takes at least one step"),
+    ],
+)
+def test_batches_that_cannot_be_sampled(choices, message):
+    """They raise when they are asked for, not when the first clip is."""
+    with pytest.raises(ValueError, match=message):
+        sample_in_batches(random_run(), ["a red circle"], seed=0, **choices)
 
 
 @pytest.mark.parametrize(
