@@ -6,6 +6,7 @@ On several hosts each runs the same command (`distributed/mesh.py`), and the fir
 """
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 import pathlib
@@ -21,6 +22,7 @@ from lumiere_jax.checkpoints.checkpointing import CheckpointError, tree_hash
 from lumiere_jax.checkpoints.run_directory import Run, RunDirectory, load_run
 from lumiere_jax.checkpoints.temporal_weights import load_temporal
 from lumiere_jax.data.video_io import write_contact_sheet
+from lumiere_jax.diffusion.approximations import Approximations
 from lumiere_jax.diffusion.samplers import Sampler, Spacing
 from lumiere_jax.distributed import mesh as meshes
 from lumiere_jax.distributed import platform, processes
@@ -41,6 +43,7 @@ def sample(
     batch_size: int | None = None,
     enlarging: Mapping[str, Any] | None = None,
     denoising: bool = False,
+    approximations: Approximations | None = None,
     **choices: Any,
 ) -> None:
     """Samples every prompt and writes it, at the base and, with `super_resolution`, at the highest resolution.
@@ -55,6 +58,7 @@ def sample(
       batch_size: clips that are sampled at once; None: see `sample_in_batches`.
       enlarging: choices of `super_resolution.prepare`, for all of `super_resolution`.
       denoising: whether to write how the base clips come about, too.
+      approximations: of the base clips; default: none.
       **choices: the other arguments of `sample_videos`.
 
     Raises:
@@ -64,11 +68,13 @@ def sample(
     enlarging = dict(enlarging or {})
     # Checked before the chain is prepared, which compiles programs; sampled when the first batch is asked for.
     clips = {"seed": seed, "batch_size": batch_size, "frames": frames, "size": size, "watch": denoising}
-    batches = sample_in_batches(run, prompts, **clips, **choices)
+    batches = sample_in_batches(run, prompts, approximations=approximations, **clips, **choices)
     chain = prepare_chain(super_resolution, (frames, *size), prompts, clips=len(prompts), **enlarging)
     for stage in chain:
         processes.say(stage.line())
-    made_with = {"seed": seed, **choices, "versions": library_versions(), "checkpoint": _description(run)}
+    approximated = dataclasses.asdict(approximations or Approximations())
+    made_with = {"seed": seed, **choices, "approximations": approximated, "versions": library_versions()}
+    made_with |= {"checkpoint": _description(run)}
     enlarged_with = made_with | {"super_resolution": [_description(each) | enlarging for each in super_resolution]}
     fps, first = run.config.clip.fps, 0
     for videos, pictures in batches:
@@ -238,8 +244,21 @@ def define_flags() -> None:
         ["uniform", "feathered"],
         "How windows and tiles are averaged, at all resolutions; default: the config's, or uniform as in the paper.",
     )
+    define_approximation_flags()
     define_device_flags()
     define_memory_flags()
+
+
+def define_approximation_flags() -> None:
+    """What the base model leaves out: see docs/sampling.md for what it costs and saves."""
+    default = Approximations()
+    flags.DEFINE_integer(
+        "deep_features_every", default.deep_features_every, "Run all layers at every so many-th call only.", 1
+    )
+    flags.DEFINE_integer("shallow_layers", default.shallow_layers, "Last layers that the other calls run.", 1)
+    flags.DEFINE_float(
+        "half_rate_from", default.half_rate_from, "Diffusion time, 0 to 1, above which frames are denoised in pairs."
+    )
 
 
 def define_device_flags() -> None:
@@ -277,6 +296,13 @@ def enlarging_flags() -> dict[str, Any]:
     }
 
 
+def approximation_flags() -> Approximations:
+    """The approximations that the flags ask for."""
+    if FLAGS.deep_features_every == 1 and FLAGS.shallow_layers != Approximations().shallow_layers:
+        raise ValueError(f"--shallow_layers={FLAGS.shallow_layers} says nothing without --deep_features_every")
+    return Approximations(FLAGS.deep_features_every, FLAGS.shallow_layers, FLAGS.half_rate_from)
+
+
 def window_flags() -> dict[str, Any]:
     """The windows of the base model that the flags ask for: choices of `sample_videos`."""
     for name in ("window_overlap", "window_batch"):
@@ -298,6 +324,7 @@ def main(_argv: list[str]) -> None:
     with processes.ended_by_errors(ValueError, OSError, MemoryError, CheckpointError):
         prompts = read_prompts(FLAGS.prompt, FLAGS.prompts_file)
         interval, windows, enlarging = _interval(FLAGS.guidance_interval), window_flags(), enlarging_flags()
+        approximations = approximation_flags()
         both = {"text_checkpoint": FLAGS.text_checkpoint, "tokenizer": FLAGS.tokenizer}
         both["mesh"] = meshes.make_mesh(rows=FLAGS.mesh_rows)
         run = load(FLAGS.checkpoint, init_from=FLAGS.init_from, ema_decay=FLAGS.ema_decay, **both)
@@ -323,6 +350,7 @@ def main(_argv: list[str]) -> None:
             sampler=FLAGS.sampler,
             spacing=FLAGS.spacing,
             denoising=FLAGS.denoising,
+            approximations=approximations,
             **windows,
         )
 

@@ -164,16 +164,19 @@ def follow_and_watch(
     x_T: Float[Array, "*shape"],
     key: Keys | None = None,
     watch: Callable[[Array], Any] = lambda x0: None,
+    memory: Any = None,
 ) -> tuple[Float[Array, "*shape"], Any]:
     """All steps of a plan, in one compiled loop. Jit the caller: every call compiles its loop anew.
 
     Args:
       steps: from `plan`.
-      denoise: `(x_t, t scalar) -> x0`, or for a learned variance `-> (x0, variance fraction)`.
+      denoise: `(x_t, t scalar) -> x0`, or for a learned variance `-> (x0, variance fraction)`. With `memory`:
+        `(x_t, t, number of the call, memory) -> (one of these, memory)`.
       x_T: the state at the first time: standard normal noise where that is 1.
       key: where the plan has noise: step k's comes from `fold_in(key, k)`. One for all clips; or one for each, whose
         noise then does not depend on what else is in the batch.
       watch: what to keep of each x0 prediction; by default nothing.
+      memory: arrays that the denoiser hands on from call to call, as the first one gets them.
 
     Returns:
       clips as the denoiser predicts them (it may threshold), float32 or wider; and what was kept, stacked along a new
@@ -187,18 +190,19 @@ def follow_and_watch(
             "a stochastic sampler (ddpm, dpm_solver_pp_2m_sde, or ddim with eta > 0) needs a random key: pass key="
         )
 
-    def body(carry: tuple[Array, Array | None], inputs: tuple[Array, Plan]) -> tuple[tuple[Array, Any], Any]:
-        (x, previous), (index, step) = carry, inputs
-        x0, fraction = denoise(x, step.t) if steps.spread is not None else (denoise(x, step.t), None)
+    def body(carry: tuple[Array, Array | None, Any], inputs: tuple[Array, Plan]) -> tuple[tuple[Array, Any, Any], Any]:
+        (x, previous, memory), (index, step) = carry, inputs
+        predicted, memory = denoise(x, step.t, index, memory) if memory is not None else (denoise(x, step.t), None)
+        x0, fraction = predicted if steps.spread is not None else (predicted, None)
         x0 = x0.astype(x.dtype)
         noise = None if steps.noise is None else _step_noise(key, index, x)
         fraction = None if fraction is None else fraction.astype(x.dtype)
         x_next = advance(step, x, x0, noise=noise, fraction=fraction, previous=previous)
-        return (x_next, None if previous is None else x0), watch(x0)
+        return (x_next, None if previous is None else x0, memory), watch(x0)
 
     x = x_T.astype(jnp.promote_types(x_T.dtype, jnp.float32))
     previous = None if steps.previous is None else jnp.zeros_like(x)
-    (x, _), watched = jax.lax.scan(body, (x, previous), (jnp.arange(steps.calls), steps))
+    (x, _, _), watched = jax.lax.scan(body, (x, previous, memory), (jnp.arange(steps.calls), steps))
     return x, watched
 
 

@@ -72,5 +72,21 @@ class TextToVideo(nnx.Module):
 
         Arguments as for `predict`; the meaning of v: see `diffusion/prediction.py`.
         """
+        return self.predict_with_deep_features(x_t, time, text, low_res, noise_level)[0]
+
+    def predict_with_deep_features(
+        self,
+        x_t: Float[Array, "batch frames height width channels"],
+        time: Float[Array, " batch"],
+        text: Float[Array, "batch tokens text_dim"],
+        low_res: Float[Array, "batch frames height width channels"] | None = None,
+        noise_level: Float[Array, " batch"] | None = None,
+        *,
+        shallow: int = 1,
+        deep: Array | None = None,
+    ) -> tuple[Float[Array, "batch frames height width out_channels"], Array]:
+        """All of the U-Net's output, and its deep features: see `UNet2D.predict_with_deep_features`."""
         x = x_t if low_res is None else jnp.concatenate([x_t, low_res], axis=-1)
-        return self.unet(x.astype(self.dtype), time, text, noise_level=noise_level).astype(x_t.dtype)
+        x, call = x.astype(self.dtype), self.unet.predict_with_deep_features
+        prediction, deep = call(x, time, text, noise_level=noise_level, shallow=shallow, deep=deep)
+        return prediction.astype(x_t.dtype), deep

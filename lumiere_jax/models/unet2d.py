@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import itertools
 import math
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -79,6 +80,11 @@ class UNet2DConfig:
     def embedding_dim(self) -> int:
         """The width of the time embedding."""
         return self.time_embedding_dim or 4 * self.block_out_channels[0]
+
+    @property
+    def shallow_layers(self) -> int:
+        """The layers of the finest level on the way up."""
+        return self.layers_per_block[0] + 1
 
     @property
     def spatial_stride(self) -> int:
@@ -357,6 +363,37 @@ class UNet2D(Rematerializable):
           text_mask: `[batch, tokens]`, 1 where a token is valid; hides the others from cross-attention alone.
           noise_level: the augmentation level of the low-resolution input, in the units of `time`.
         """
+        return self.predict_with_deep_features(x, time, text, text_mask=text_mask, noise_level=noise_level)[0]
+
+    def predict_with_deep_features(
+        self,
+        x: Float[Array, "batch frames height width in_channels"],
+        time: Float[Array, " batch"],
+        text: Float[Array, "batch tokens text_dim"],
+        *,
+        text_mask: Array | None = None,
+        noise_level: Float[Array, " batch"] | None = None,
+        shallow: int = 1,
+        deep: Float[Array, "batch deep_frames padded_height padded_width channels"] | None = None,
+    ) -> tuple[Array, Array]:
+        """The prediction, and what the last `shallow` layers of the way up got from the layers before (Ma et al. 2024).
+
+        That changes slowly while a clip is sampled. With `deep`, its value at an earlier time, only those layers are
+        run, and of the way down the ones whose features they are given.
+
+        Args:
+          x, time, text, text_mask, noise_level: as for a call.
+          shallow: from 1 to `config.shallow_layers`.
+          deep: None: all layers are run.
+
+        Returns:
+          the prediction as of a call, and the deep features: `deep`, where it is given.
+
+        Raises:
+          ValueError: `shallow` is out of range.
+        """
+        if not 1 <= shallow <= self.config.shallow_layers:
+            raise ValueError(f"shallow={shallow}: give 1 to {self.config.shallow_layers} layers")
         height, width = x.shape[2:4]
         embedding, context = self.condition(time, text, text_mask, noise_level)
         numbers = itertools.count()
@@ -364,24 +401,24 @@ class UNet2D(Rematerializable):
         def run(layer: nnx.Module, *inputs: Any) -> Array:
             return checkpointed(self.remat.policy_of_block(next(numbers)), _run_layer, layer, *inputs)
 
+        def run_up(layers: list[tuple[nnx.Module, bool]], h: Array) -> Array:
+            for layer, is_resize in layers:
+                h = run(layer, h, None if is_resize else skips.pop(), embedding, context)
+            return h
+
+        down, up = list(_in_order(self.down)), list(_in_order(self.up))
         h = self.conv_in(self._pad(x))
         skips = [h]
-        for level in self.down:
-            for layer in level.layers:
-                h = run(layer, h, None, embedding, context)
-                skips.append(h)
-            if level.resize is not None:
-                h = run(level.resize, h, None, embedding, context)
-                skips.append(h)
-        h = run(self.middle, h, None, embedding, context)
-        for level in self.up:
-            for layer in level.layers:
-                h = run(layer, h, skips.pop(), embedding, context)
-            if level.resize is not None:
-                h = run(level.resize, h, None, embedding, context)
+        for layer, _ in down if deep is None else down[: shallow - 1]:
+            h = run(layer, h, None, embedding, context)
+            skips.append(h)
+        if deep is None:
+            h = run(self.middle, h, None, embedding, context)
+            deep = run_up(up[:-shallow], h)
+        h = run_up(up[-shallow:], deep)
         output = functools.partial(_run_output, self.config.act_fn)
         h = checkpointed(self.remat.policy_of_block(next(numbers)), output, self.conv_norm_out, self.conv_out, h)
-        return h[:, :, :height, :width]
+        return h[:, :, :height, :width], deep
 
     def condition(
         self,
@@ -407,6 +444,14 @@ class UNet2D(Rematerializable):
         multiples = (1, 1, stride, stride, 1)
         padding = [(0, -size % multiple) for size, multiple in zip(x.shape, multiples, strict=True)]
         return jnp.pad(x, padding, mode="edge")
+
+
+def _in_order(levels: Sequence[Level]) -> Iterator[tuple[nnx.Module, bool]]:
+    """The layers, and whether each is a resize."""
+    for level in levels:
+        yield from ((layer, False) for layer in level.layers)
+        if level.resize is not None:
+            yield level.resize, True
 
 
 def _run_layer(layer: nnx.Module, x: Array, skip: Array | None, embedding: Array, context: TextContext) -> Array:

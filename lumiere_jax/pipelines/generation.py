@@ -1,7 +1,8 @@
 """Sampling as pure functions of a network: what a config asks for, guidance, and the loop over noise levels.
 
 Everything wraps the network in the same order: network -> guidance -> MultiDiffusion (predictions are averaged) ->
-x0 -> threshold -> sampler. A learned variance takes the same way, but for guidance and threshold, which leave it alone.
+x0 -> threshold -> approximations -> sampler. A learned variance takes the same way, but for guidance and threshold,
+which leave it alone.
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ import ml_collections
 from jaxtyping import Array, Float
 
 from lumiere_jax.diffusion import guidance, low_resolution, noise_schedule, prediction, samplers
+from lumiere_jax.diffusion.approximations import Approximations, half_rate
 from lumiere_jax.diffusion.multidiffusion import Windows, multidiffusion
 from lumiere_jax.models.unet2d import UNet2DConfig
 
@@ -38,6 +40,7 @@ class Settings:
     guidance_rescale: float = 0.0  # share of `guidance.rescale`
     windows: Windows | None = None  # None: all frames in one pass, as the base model makes them
     window_batch: int | None = None  # windows of each clip that `generate` denoises at once; None: all
+    approximations: Approximations = dataclasses.field(default_factory=Approximations)
 
     def __post_init__(self):
         for field, known in (
@@ -61,6 +64,12 @@ class Settings:
             raise ValueError(f"guidance_interval={self.guidance_interval}: give two diffusion times, 0 to 1, in order")
         if not 0.0 <= self.guidance_rescale <= 1.0:
             raise ValueError(f"guidance_rescale={self.guidance_rescale}: give a share from 0, which is none, to 1")
+        if self.approximations.deep_features_every > 1 and (self.windows or (first, last) != (0.0, 1.0)):
+            raise ValueError(
+                f"deep_features_every={self.approximations.deep_features_every} is for clips that are sampled in one "
+                f"pass and guided at all times, not with windows={self.windows} and guidance_interval="
+                f"{self.guidance_interval}"
+            )
 
     @property
     def learns_variance(self) -> bool:
@@ -101,6 +110,7 @@ def sampling_settings(
     tile: tuple[int, int] | None = None,
     weights: str | None = None,
     window_batch: int | None = None,
+    approximations: Approximations | None = None,
 ) -> Settings:
     """The sampling that a run's config asks for, with what a caller chooses otherwise.
 
@@ -114,9 +124,11 @@ def sampling_settings(
       weights: of windows in their average, see `multidiffusion.window_weights`; default: the config's for
         super-resolution, else uniform, as the paper's.
       window_batch: see `Settings`.
+      approximations: default: none.
 
     Raises:
-      ValueError: a value is unknown or out of range, or a learned variance is asked of a network that has none.
+      ValueError: a value is unknown or out of range, a learned variance is asked of a network that has none, or
+        approximations of super-resolution, which has none.
     """
     defaults = config.sampling
     fields = config.get("multidiffusion", {})
@@ -135,6 +147,8 @@ def sampling_settings(
             f"sampling.variance='learned_range' needs a network with 6 output channels, 3 of them for the variance, "
             f"and this one has {out_channels}: set it to 'posterior'"
         )
+    if approximations is not None and config.diffusion.low_res_factor:
+        raise ValueError(f"{approximations}: only text-to-video is approximated, not super-resolution")
     if "noise_level" in defaults:
         low_resolution.check_level("sampling.noise_level", defaults.noise_level, schedule)
     return Settings(
@@ -154,6 +168,7 @@ def sampling_settings(
         guidance_rescale=defaults.get("guidance_rescale", 0.0) if guidance_rescale is None else guidance_rescale,
         windows=windows,
         window_batch=window_batch,
+        approximations=approximations or Approximations(),
     )
 
 
@@ -167,7 +182,7 @@ def check_window(window: tuple[int, int] | None, frames: int) -> None:
 
 
 def generate(
-    predict: Callable[..., Array],
+    predict: Callable[..., Any],
     noise: Float[Array, "batch frames height width channels"],
     texts: tuple[Float[Array, "batch tokens text_dim"], Float[Array, "batch tokens text_dim"]],
     low_res: Float[Array, "batch frames height width channels"] | None,
@@ -181,6 +196,7 @@ def generate(
 
     Args:
       predict: the network, called as `TextToVideo.predict`; where `settings.learns_variance`, `predict_with_variance`.
+        Where its deep features are used several times, `predict_with_deep_features`.
       noise: what the clips start from.
       texts: embeddings of the prompts, and of what guidance leads away from: the empty prompt, or a negative one.
       low_res: for super-resolution: the noised low-resolution clips at full size.
@@ -193,6 +209,9 @@ def generate(
     Returns:
       clips, and what was kept.
     """
+    if settings.approximations.deep_features_every > 1:
+        denoise, deep = _with_deep_features(predict, noise, texts, settings)
+        return samplers.follow_and_watch(settings.plan(), denoise, noise, key, watch, deep)
     denoiser = guided_denoiser(predict, settings)
     if settings.windows is not None:
         denoiser = multidiffusion(denoiser, settings.windows, window_batch=settings.window_batch, sharding=sharding)
@@ -203,7 +222,35 @@ def generate(
             return denoiser(x_t, t, *per_frame, texts, noise_level)
         return denoiser(x_t, t, *per_frame, per_clip=(texts, noise_level))
 
-    return samplers.follow_and_watch(settings.plan(), settings.to_x0(conditioned), noise, key, watch)
+    denoise, first = settings.to_x0(conditioned), settings.approximations.half_rate_from
+    denoise = denoise if first is None else half_rate(denoise, settings.schedule, first)
+    return samplers.follow_and_watch(settings.plan(), denoise, noise, key, watch)
+
+
+def _with_deep_features(
+    predict: Callable[..., tuple[Array, Array]], noise: Array, texts: tuple[Array, Array], settings: Settings
+) -> tuple[Callable[..., tuple[Any, Array]], Array]:
+    """A denoiser `(x_t, t, number of the call, deep) -> (x0, deep)`, and what to begin with."""
+    every, shallow = settings.approximations.deep_features_every, settings.approximations.shallow_layers
+
+    def call(x_t: Array, t: Array, deep: Array | None) -> tuple[Any, Array]:
+        kept = []
+
+        def network(*inputs: Array, noise_level: None) -> Array:
+            prediction, features = predict(*inputs, shallow=shallow, deep=deep)
+            kept.append(features)
+            return prediction if settings.learns_variance else prediction[..., : noise.shape[-1]]
+
+        guided = guided_denoiser(network, settings)
+        x0 = settings.to_x0(lambda x_t, t: guided(x_t, t, texts, None))(x_t, t)
+        return x0, kept.pop()
+
+    def denoise(x_t: Array, t: Array, number: Array, deep: Array) -> tuple[Any, Array]:
+        whole = lambda deep: call(x_t, t, None)  # noqa: E731
+        return jax.lax.cond(number % every == 0, whole, functools.partial(call, x_t, t), deep)
+
+    _, deep = jax.eval_shape(call, noise, jnp.zeros(()), None)
+    return denoise, jnp.zeros(deep.shape, deep.dtype)
 
 
 def guided_denoiser(predict: Callable[..., Array], settings: Settings) -> prediction.Denoiser:

@@ -5,7 +5,7 @@ those of the run's mesh, `data` of which divide the prompts and `rows` the heigh
 """
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int32
 from lumiere_jax.checkpoints.run_directory import Run
 from lumiere_jax.diffusion.clip_noise import clip_key
 from lumiere_jax.distributed import partitioning, processes
+from lumiere_jax.models.text_to_video import TextToVideo
 from lumiere_jax.pipelines.generation import Settings, check_window, generate, sampling_settings
 
 Videos = Float[np.ndarray, "prompts frames height width 3"]
@@ -54,15 +55,16 @@ def sample_videos(
       size: (height, width) in pixels, default the run's.
       negative_prompt: what guidance leads away from; by default from clips of whatever they show.
       **choices: of `sampling_settings`: steps, guidance_weight, guidance_interval, guidance_rescale, sampler, spacing,
-        window, weights, window_batch. With a window clips are made in windows of so many frames, which MultiDiffusion
-        joins: for clips that are longer than the model's.
+        window, weights, window_batch, approximations. With a window clips are made in windows of so many frames, which
+        MultiDiffusion joins: for clips that are longer than the model's.
 
     Returns:
       Clips in [-1, 1], at `run.config.clip.fps` frames per second.
 
     Raises:
       ValueError: a super-resolution run, a prompt that is too long, a number out of range, a window that is longer
-        than the clip, a negative prompt without guidance, or a height that the mesh does not divide.
+        than the clip, a negative prompt without guidance, approximations that do not fit, or a height that the mesh
+        does not divide.
     """
     options = {"first_number": first_number, "frames": frames, "size": size, "negative_prompt": negative_prompt}
     return _sample(run, prompts, seed, watch=False, **options, **choices).videos
@@ -125,6 +127,7 @@ def _clip_and_settings(
         )
     check_window(choices.get("window"), frames)
     check_negative_prompt(negative_prompt, settings)
+    settings.approximations.check(frames, run.model.unet.config.shallow_layers)
     return (frames, height, width), settings
 
 
@@ -261,10 +264,17 @@ def sample_program(
     noise = jax.lax.with_sharding_constraint(noise, sharding)
     model = nnx.merge(graphdef, parameters)
     texts = tuple(model.embed_text(ids) for ids in tokens)
-    predict = model.predict_with_variance if settings.learns_variance else model.predict
+    predict = _network(model, settings)
     on_mesh = partitioning.on_mesh(sharding.mesh, generate)
     middle = (lambda x0: x0[:, clip[0] // 2]) if watch else (lambda x0: None)
     sampled, watched = on_mesh(predict, noise, texts, None, None, steps, settings, sharding, middle)
     if watch:
         watched = jax.lax.with_sharding_constraint(jnp.moveaxis(watched, 0, 1), sharding)
     return jax.lax.with_sharding_constraint(sampled, sharding), watched
+
+
+def _network(model: TextToVideo, settings: Settings) -> Callable[..., Any]:
+    """What `generate` takes as the network."""
+    if settings.approximations.deep_features_every > 1:
+        return model.predict_with_deep_features
+    return model.predict_with_variance if settings.learns_variance else model.predict

@@ -153,6 +153,38 @@ def test_flow(frames):
     np.testing.assert_allclose(out, hand_written(trained(), video), atol=1e-9, rtol=0)
 
 
+@functools.partial(jax.jit, static_argnames=("graphdef", "shallow"))
+def apply_with_deep_features(graphdef, state, video, shallow, deep=None):
+    unet = nnx.merge(graphdef, state)
+    return unet.predict_with_deep_features(video, jnp.asarray(TIME), jnp.asarray(TEXT), shallow=shallow, deep=deep)
+
+
+@pytest.mark.parametrize("shallow", [1, 2])
+def test_deep_features(shallow):
+    """Handed back at once they change nothing; and whatever made them, nothing of it is run a second time."""
+    stunet, first = trained(), jnp.asarray(moving_clip(3))
+    second = first[:, ::-1]
+    call = functools.partial(apply_with_deep_features, shallow=shallow)
+    prediction, deep = call(*nnx.split(stunet), first)
+    np.testing.assert_allclose(prediction, run(stunet, first), atol=1e-12)
+    np.testing.assert_allclose(call(*nnx.split(stunet), first, deep=deep)[0], prediction, atol=1e-12)
+
+    expected, handed_on = call(*nnx.split(stunet), second, deep=deep)
+    np.testing.assert_array_equal(handed_on, deep)
+    assert np.abs(expected - prediction).max() > 1e-3
+    assert np.abs(expected - run(stunet, second)).max() > 1e-3
+    graphdef, state = nnx.split(stunet)
+    broken = nnx.merge(graphdef, nnx.to_pure_dict(state))
+    fine = broken.up[-1].layers
+    unused = [*broken.down[0].layers[shallow - 1 :], *broken.down[1:], broken.middle, *broken.up[:-1], *fine[:-shallow]]
+    for module in unused:
+        nnx.update(module, jax.tree.map(lambda leaf: leaf * jnp.nan, nnx.state(module)))
+    assert np.isnan(run(broken, second)).all()
+    np.testing.assert_array_equal(call(*nnx.split(broken), second, deep=deep)[0], expected)
+    with pytest.raises(ValueError, match="shallow=3: give 1 to 2 layers"):
+        stunet.predict_with_deep_features(first, jnp.asarray(TIME), jnp.asarray(TEXT), shallow=3)
+
+
 @pytest.mark.parametrize("frames", LENGTHS)
 def test_new_stunet_is_the_image_model_on_still_clips(frames):
     video, image = still_clip(frames)

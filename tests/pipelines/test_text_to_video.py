@@ -12,6 +12,7 @@ from random_runs import random_run
 
 from configs import ssr, text_to_image
 from lumiere_jax.checkpoints.run_directory import Run, build_unet
+from lumiere_jax.diffusion.approximations import Approximations
 from lumiere_jax.diffusion.low_resolution import upsample
 from lumiere_jax.distributed.mesh import make_mesh
 from lumiere_jax.models.text_to_video import TextToVideo
@@ -52,13 +53,13 @@ def stage_2():
 def test_super_resolution_of_ifs_class(stage_2, monkeypatch):
     """More frames than a window, by guided DDPM with learned variance; the network is told IF's integers."""
     told = []
-    forward = UNet2D.__call__
+    forward = UNet2D.predict_with_deep_features
 
-    def recording(self, x, time, text, *, noise_level):
+    def recording(self, x, time, text, *, noise_level, **deep):
         jax.debug.callback(lambda *values: told.append([np.asarray(v) for v in values]), x, time, noise_level)
-        return forward(self, x, time, text, noise_level=noise_level)
+        return forward(self, x, time, text, noise_level=noise_level, **deep)
 
-    monkeypatch.setattr(UNet2D, "__call__", recording)
+    monkeypatch.setattr(UNet2D, "predict_with_deep_features", recording)
     videos = np.random.default_rng(0).uniform(-1, 1, (1, 5, 8, 8, 3)).astype(np.float32)
     result = super_resolve(stage_2, videos, ["a red circle"])
     jax.effects_barrier()
@@ -98,12 +99,26 @@ def test_a_negative_prompt_and_how_a_clip_comes_about():
         sample_videos(run, ["a red circle"], guidance_weight=1.0, negative_prompt="a blue star", **clip)
 
 
+def test_approximations_change_clips():
+    """And super-resolution, which has none, says so."""
+    run, clip = random_run(), {"seed": 1, "frames": 4, "size": (8, 8), "steps": 4}
+    exact = sample_videos(run, ["a red circle"], **clip)
+    for approximations in (Approximations(2), Approximations(half_rate_from=0.5)):
+        videos = sample_videos(run, ["a red circle"], approximations=approximations, **clip)
+        assert np.isfinite(videos).all()
+        assert 1e-4 < np.abs(videos - exact).mean() < np.abs(exact - exact.mean()).mean()
+    with pytest.raises(ValueError, match="only text-to-video is approximated, not super-resolution"):
+        sampling_settings(stage_2_config(), approximations=Approximations(2))
+
+
 @pytest.mark.parametrize(
     ("choices", "message"),
     [
         ({"frames": 3, "window": (4, 1)}, "window=4 is longer than the clip, which has 3 frames"),
         ({"frames": 0}, "frames=0 and size=.* must be positive"),
         ({"guidance_weight": 1.0, "negative_prompt": "a blue star"}, "negative_prompt='a blue star' does nothing"),
+        ({"approximations": Approximations(half_rate_from=0.5), "frames": 3}, "give an even number, not 3"),
+        ({"approximations": Approximations(2, 3)}, "shallow_layers=3: this network has 2"),
         ({"steps": 0}, "steps=0: sampling takes at least one step"),
     ],
 )
