@@ -26,6 +26,7 @@ from lumiere_jax.diffusion.approximations import Approximations
 from lumiere_jax.diffusion.samplers import Sampler, Spacing
 from lumiere_jax.distributed import mesh as meshes
 from lumiere_jax.distributed import platform, processes
+from lumiere_jax.models.int8_weights import Int8, to_int8
 from lumiere_jax.pipelines.results import file_name, library_versions, open_video_files, video_files
 from lumiere_jax.pipelines.super_resolution import prepare_chain
 from lumiere_jax.pipelines.text_to_video import sample_in_batches
@@ -170,7 +171,10 @@ def write_frames(
 
 def _description(run: Run) -> dict[str, Any]:
     parameters = tree_hash(run.parameters())
-    return {"path": str(run.path), "name": run.config.name, "step": run.step, "sha256": parameters}
+    kernel = run.model.unet.conv_in.kernel.get_value()
+    kernels = "int8" if isinstance(kernel, Int8) else str(kernel.dtype)
+    facts = {"path": str(run.path), "name": run.config.name, "step": run.step}
+    return facts | {"kernels": kernels, "sha256": parameters}
 
 
 def read_prompts(prompts: Sequence[str], prompts_file: str | None) -> list[str]:
@@ -250,7 +254,7 @@ def define_flags() -> None:
 
 
 def define_approximation_flags() -> None:
-    """What the base model leaves out: see docs/sampling.md for what it costs and saves."""
+    """What is computed less exactly, by the base model unless said otherwise; docs/sampling.md has its price."""
     default = Approximations()
     flags.DEFINE_integer(
         "deep_features_every", default.deep_features_every, "Run all layers at every so many-th call only.", 1
@@ -259,6 +263,7 @@ def define_approximation_flags() -> None:
     flags.DEFINE_float(
         "half_rate_from", default.half_rate_from, "Diffusion time, 0 to 1, above which frames are denoised in pairs."
     )
+    flags.DEFINE_bool("int8", False, "Keep the networks' kernels as 8-bit integers, at all resolutions.")
 
 
 def define_device_flags() -> None:
@@ -332,6 +337,9 @@ def main(_argv: list[str]) -> None:
         # One that is named twice is loaded once.
         load_once = functools.cache(lambda path, init_from: load(path, init_from=init_from, **both))
         chain = list(map(load_once, FLAGS.super_resolution, moved))
+        if FLAGS.int8:
+            for network in {id(each): each.model.unet for each in (run, *chain)}.values():
+                to_int8(network)
         sample(
             run,
             chain,

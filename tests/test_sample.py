@@ -20,7 +20,7 @@ def test_windows_tiles_and_a_chain(tmp_path):
     command = [sys.executable, "-m", "lumiere_jax.sample", f"--checkpoint={tmp_path / 'base'}", "--prompt=a red circle"]
     command += ["--frames=10", "--height=16", "--width=8", "--window=4", "--window_batch=2", "--guidance_interval=.3,1"]
     command += ["--sampler=heun", "--spacing=karras", "--guidance_rescale=.7", "--negative_prompt=a blue star"]
-    command += ["--denoising", "--window_weights=feathered", "--half_rate_from=.5"]
+    command += ["--denoising", "--window_weights=feathered", "--half_rate_from=.5", "--int8"]
     command += [f"--super_resolution={tmp_path / 'ssr'}"] * 2
     command += ["--tile=16", "--memory_gib=1", "--super_resolution_window_batch=3", f"--output={tmp_path / 'clips'}"]
     done = subprocess.run(command, env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True)
@@ -36,6 +36,7 @@ def test_windows_tiles_and_a_chain(tmp_path):
     assert (made["window"], made["weights"]) == ([4, 1], "feathered")
     assert made["guidance_interval"] == [0.3, 1.0]
     assert made["negative_prompt"] == "a blue star"
+    assert made["checkpoint"]["kernels"] == "int8"
     assert made["approximations"] == {"deep_features_every": 1, "shallow_layers": 1, "half_rate_from": 0.5}
     with Image.open(small.with_name(small.stem + "_denoising.png")) as picture:  # 2 steps of heun: 3 calls
         assert picture.size == (3 * 8 + 2 * 2, 16)

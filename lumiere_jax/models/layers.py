@@ -28,7 +28,7 @@ fan_in_third: Initializer = jax.nn.initializers.variance_scaling(1 / 3, "fan_in"
 
 def _value(parameter: nnx.Param, dtype: jnp.dtype) -> Array:
     """In the type of the computation, and only then gathered from the devices that it is divided over."""
-    return gathered(parameter[...].astype(dtype))
+    return gathered(parameter.get_value().astype(dtype))  # an array, or `Int8`
 
 
 class Linear(nnx.Module):
