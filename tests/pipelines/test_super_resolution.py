@@ -99,6 +99,16 @@ def test_memory_does_not_grow_with_the_length_of_the_clip(run):
     assert needed[60] == needed[6]
 
 
+def test_parameters_are_not_counted(run):
+    """They are there already, and are not free memory."""
+    ready = prepare(run, (6, 8, 10), window_batch=2)
+    sizes = ready.program.memory_analysis()
+    parameters = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(run.parameters()))
+    arguments = sizes.argument_size_in_bytes - parameters
+    assert 0 < arguments < parameters
+    assert ready.needed == sizes.temp_size_in_bytes + sizes.output_size_in_bytes + arguments
+
+
 def test_what_fits_is_chosen(run):
     small = (6, 64, 64)
     whole = prepare(run, small, window_batch=1, memory=2**40)
