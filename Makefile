@@ -47,7 +47,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 TRAIN = $(BIN)/python -m lumiere_jax.train
 SAMPLE = $(BIN)/python -m lumiere_jax.sample

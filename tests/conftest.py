@@ -21,6 +21,26 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 FIXTURES = pathlib.Path(__file__).parent.parent.parent / "shared" / "fixtures"
 
 
+# Minutes each, the longest first. Begun last, they would leave the other worker idle at the end.
+LONG = (
+    "distributed/test_training_processes.py",
+    "test_resume.py",
+    "pipelines/test_full_size.py",
+    "distributed/test_partitioning.py",
+    "test_train.py",
+    "test_notebook.py",
+    "test_compile_for_tpu.py",
+    "benchmarks/test_ablations.py",
+    "benchmarks/test_peer_networks.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """The files of LONG first."""
+    order = {pathlib.Path(__file__).parent / name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path, len(LONG)))
+
+
 def pytest_addoption(parser):
     parser.addoption("--kills", type=int, default=5, help="of test_resume.py::test_killed_at_random_moments")
 

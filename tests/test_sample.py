@@ -1,14 +1,12 @@
 """The sampling command: its flags reach the pipelines, and flags that say nothing are told."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 from absl import flags
 from PIL import Image
 from random_runs import random_run, write_run
+from small_runs import command
 
 from lumiere_jax import sample
 from lumiere_jax.data.video_io import decode_video
@@ -17,17 +15,18 @@ from lumiere_jax.data.video_io import decode_video
 def test_windows_tiles_and_a_chain(tmp_path):
     write_run(random_run(), tmp_path / "base")
     write_run(random_run(super_resolution=True), tmp_path / "ssr")
-    command = [sys.executable, "-m", "lumiere_jax.sample", f"--checkpoint={tmp_path / 'base'}", "--prompt=a red circle"]
-    command += ["--frames=10", "--height=16", "--width=8", "--window=4", "--window_batch=2", "--guidance_interval=.3,1"]
-    command += ["--sampler=heun", "--spacing=karras", "--guidance_rescale=.7", "--negative_prompt=a blue star"]
-    command += ["--denoising", "--window_weights=feathered", "--half_rate_from=.5", "--int8"]
-    command += [f"--super_resolution={tmp_path / 'ssr'}"] * 2
-    command += ["--tile=16", "--memory_gib=1", "--super_resolution_window_batch=3", f"--output={tmp_path / 'clips'}"]
-    done = subprocess.run(command, env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    options = [f"--checkpoint={tmp_path / 'base'}", "--prompt=a red circle"]
+    options += ["--frames=10", "--height=16", "--width=8", "--window=4", "--window_batch=2", "--guidance_interval=.3,1"]
+    options += ["--sampler=heun", "--spacing=karras", "--guidance_rescale=.7", "--negative_prompt=a blue star"]
+    options += ["--denoising", "--window_weights=feathered", "--half_rate_from=.5", "--int8"]
+    options += [f"--super_resolution={tmp_path / 'ssr'}"] * 2
+    options += ["--tile=16", "--memory_gib=1", "--super_resolution_window_batch=3", f"--output={tmp_path / 'clips'}"]
+    process = command("sample", *options)
+    printed, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, printed
     # 3 windows in time, that share 1 frame; tiles that share an eighth: 3x1, then 5x3.
-    assert "10 frames of 16x32 in 9 windows of 4x16x16, 3 at once" in done.stdout
-    assert "10 frames of 32x64 in 45 windows of 4x16x16, 3 at once" in done.stdout
+    assert "10 frames of 16x32 in 9 windows of 4x16x16, 3 at once" in printed
+    assert "10 frames of 32x64 in 45 windows of 4x16x16, 3 at once" in printed
     clips = {path.name.removesuffix(".mp4"): path for path in (tmp_path / "clips").glob("*.mp4")}
     small, large = (clips[name] for name in sorted(clips))
     assert decode_video(small)[0].shape == (10, 16, 8, 3)
