@@ -234,7 +234,7 @@ def _with_deep_features(
     every, shallow = settings.approximations.deep_features_every, settings.approximations.shallow_layers
 
     def call(x_t: Array, t: Array, deep: Array | None) -> tuple[Any, Array]:
-        kept = []
+        kept = []  # past guidance and threshold, which know nothing of features
 
         def network(*inputs: Array, noise_level: None) -> Array:
             prediction, features = predict(*inputs, shallow=shallow, deep=deep)
@@ -246,8 +246,8 @@ def _with_deep_features(
         return x0, kept.pop()
 
     def denoise(x_t: Array, t: Array, number: Array, deep: Array) -> tuple[Any, Array]:
-        whole = lambda deep: call(x_t, t, None)  # noqa: E731
-        return jax.lax.cond(number % every == 0, whole, functools.partial(call, x_t, t), deep)
+        is_whole = number % every == 0
+        return jax.lax.cond(is_whole, lambda deep: call(x_t, t, None), lambda deep: call(x_t, t, deep), deep)
 
     _, deep = jax.eval_shape(call, noise, jnp.zeros(()), None)
     return denoise, jnp.zeros(deep.shape, deep.dtype)
