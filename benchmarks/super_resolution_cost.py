@@ -8,6 +8,7 @@ memory alone: some minutes a size.
 """
 
 import dataclasses
+import functools
 import json
 import pathlib
 import subprocess
@@ -25,9 +26,9 @@ from lumiere_jax.diffusion.multidiffusion import Windows
 from lumiere_jax.distributed import platform
 from lumiere_jax.pipelines.window_memory import tiles_of
 
-_ROOT = pathlib.Path(__file__).parent.parent
-DOCUMENT = _ROOT / "docs" / "super_resolution.md"
-RESULTS = _ROOT / "docs" / "super_resolution_memory.json"
+ROOT = pathlib.Path(__file__).parent.parent
+DOCUMENT = ROOT / "docs" / "super_resolution.md"
+RESULTS = ROOT / "docs" / "super_resolution_memory.json"
 
 FRAMES, SIZE = 80, 1024
 DEVICES = (16, 24, 40, 80, 141)  # GB: v5e or T4, L4, A100, H100, H200
@@ -43,6 +44,22 @@ class Stage:
     name: str
     config: str  # FILE:VARIANT
     size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What a stage computes for a clip of 80 frames."""
+
+    a_frame: float  # FLOPs of the network, of a window's frame
+    a_window: float
+    windows: int
+    is_guided: bool
+    steps: int
+
+    @property
+    def a_step(self) -> float:
+        """FLOPs of one step of a clip."""
+        return self.a_window * self.windows * (2 if self.is_guided else 1)
 
 
 STAGES = (
@@ -61,24 +78,30 @@ def config_of(stage: Stage):
     return config
 
 
-def flops_row(stage: Stage) -> str:
-    """What one stage computes for a clip of 80 frames."""
+@functools.cache
+def work_of(stage: Stage) -> Work:
+    """Counted on shapes, sampled as its config says."""
     config = config_of(stage)
     window = forward_flops(config)
     windows = 1
     if "multidiffusion" in config:
         cut = Windows((config.clip.frames, config.multidiffusion.overlap)).of((FRAMES, stage.size, stage.size))
         windows = len(cut.corners)
-    guided = 1 if config.sampling.guidance == 1.0 else 2
-    step = window * windows * guided
+    sampling = config.sampling
+    return Work(window / config.clip.frames, window, windows, sampling.guidance != 1.0, sampling.steps)
+
+
+def flops_row(stage: Stage) -> str:
+    """What one stage computes for a clip of 80 frames."""
+    work = work_of(stage)
     cells = (
         f"{stage.name} (`{stage.config}`)",
-        str(windows),
-        f"{window / config.clip.frames / 1e12:.2f}",
-        "yes" if guided == 2 else "no",
-        f"{step / 1e12:,.0f}",
-        str(config.sampling.steps),
-        f"{step * config.sampling.steps / 1e15:,.1f}",
+        str(work.windows),
+        f"{work.a_frame / 1e12:.2f}",
+        "yes" if work.is_guided else "no",
+        f"{work.a_step / 1e12:,.0f}",
+        str(work.steps),
+        f"{work.a_step * work.steps / 1e15:,.1f}",
     )
     return f"| {' | '.join(cells)} |"
 
@@ -101,7 +124,7 @@ def measure(tile: tuple[int, int] | None) -> dict:
             *(f"--config.clip.size={SIZE}", f"--config.training.batch_size={CHIPS}"),
             *(f"--config.multidiffusion.tile={side}", f"--config.multidiffusion.tile_overlap={overlap}"),
         ]
-        done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         if not output.exists():
             raise RuntimeError(f"tiles {tile} failed:\n{done.stderr[-2000:]}")
         return json.loads(output.read_text())
