@@ -25,7 +25,7 @@ from lumiere_jax.data.source_videos import SourceVideo
 from lumiere_jax.data.video_io import VideoError, encode_mp4
 
 NAME = "video_clips"
-VERSION = "1.1.0"
+VERSION = "1.2.0"
 
 # Constant rate factor of the stored clips: above what eyes see lost. Not from the paper.
 _CRF = 14

@@ -63,6 +63,21 @@ def test_lossy_is_close_and_odd_sizes_are_padded_by_the_edge():
     assert np.abs(decoded[:, 35, :47].astype(int) - video[:, 34]).max() < 8
 
 
+def test_bytes_are_the_frames_alone():
+    """Not of what lay in the memory before: data that is prepared twice is the same data."""
+    draw = np.random.default_rng(0)
+    y, x = np.arange(128.0)[:, None, None], np.arange(240.0)[:, None]
+    picture = 128 + 80 * np.sin(y / 9) + 60 * np.cos(x / 7)
+    moving = np.stack([picture[t // 2 : t // 2 + 64, 2 * t : 2 * t + 64] for t in range(56)])
+    clip = np.clip(moving + draw.normal(0, 4, (56, 64, 64, 3)), 0, 255).astype(np.uint8)
+    written = set()
+    for _ in range(8):
+        for size in draw.integers(1000, 3_000_000, 60):
+            np.full(size, draw.integers(255), np.uint8)
+        written.add(video_io.encode_mp4(clip, 16))
+    assert len(written) == 1
+
+
 def test_colors_are_bt709_by_the_standard_and_by_the_tag():
     red = np.zeros((2, 32, 32, 3), np.uint8) + np.array([255, 0, 0], np.uint8)
     encoded = video_io.encode_mp4(red, 16, crf=1)
