@@ -11,6 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from lumiere_jax.abstract_model import abstract_batch, abstract_model
+from lumiere_jax.diffusion.condition import CHANNELS, Condition
 from lumiere_jax.distributed import partitioning
 from lumiere_jax.distributed.model_flops import count_flops
 from lumiere_jax.models import parameter_partition
@@ -60,8 +61,14 @@ def lower_sampling(config: ml_collections.ConfigDict, mesh: Mesh) -> jax.stages.
         return denoise_windows.lower(graphdef, parameters, key, scalar, scalar, *windows, **of_clip)
     text = partitioning.shapes_on(abstract_batch(config, clips).text, divided)
     numbers = jax.ShapeDtypeStruct((clips,), jnp.int32, sharding=divided)
+    given = None
+    if settings.is_conditional:
+        video, mask = (
+            jax.ShapeDtypeStruct((clips, *clip, channels), jnp.float32, sharding=divided) for channels in (3, 1)
+        )
+        given = Condition(video, mask)
     return sample_program.lower(
-        graphdef, parameters, key, numbers, (text, text), clip=clip, settings=settings, sharding=sharding
+        graphdef, parameters, key, numbers, (text, text), given, clip=clip, settings=settings, sharding=sharding
     )
 
 
@@ -122,7 +129,11 @@ def predict(
 def inputs(config: ml_collections.ConfigDict) -> tuple:
     """Of `predict`, for one clip, as shapes."""
     batch, time = abstract_batch(config, 1), jax.ShapeDtypeStruct((1,), jnp.float32)
-    given = (batch.video, time) if config.diffusion.low_res_factor else ()
+    given = ()
+    if config.diffusion.low_res_factor:
+        given = batch.video, time
+    elif "conditioning" in config:
+        given = (jax.ShapeDtypeStruct((*batch.video.shape[:-1], CHANNELS), batch.video.dtype),)
     return batch.video, time, batch.text, *given
 
 

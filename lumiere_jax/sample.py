@@ -171,7 +171,7 @@ def write_frames(
 
 def _description(run: Run) -> dict[str, Any]:
     parameters = tree_hash(run.parameters())
-    kernel = run.model.unet.conv_in.kernel.get_value()
+    kernel = run.model.unet.conv_out.kernel.get_value()
     kernels = "int8" if isinstance(kernel, Int8) else str(kernel.dtype)
     facts = {"path": str(run.path), "name": run.config.name, "step": run.step}
     return facts | {"kernels": kernels, "sha256": parameters}

@@ -36,8 +36,9 @@ from lumiere_jax.parameter_overview import write_overview
 from lumiere_jax.pipelines.generation import sampling_settings
 from lumiere_jax.pipelines.results import write_preview
 from lumiere_jax.pipelines.text_to_video import sample_videos
+from lumiere_jax.train_base import start_from_base
 from lumiere_jax.train_config import check_batches, check_config, check_same_run
-from lumiere_jax.train_distillation import load_teacher
+from lumiere_jax.train_distillation import make_teacher
 from lumiere_jax.train_guards import act
 from lumiere_jax.train_progress import Progress
 from lumiere_jax.train_setup import (
@@ -105,7 +106,8 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Non
 
     # ---------------------------------------------------------------- Training state: new, or the newest checkpoint
     encode = caption_encoder(config, tokenizer, embeddings)
-    trained, teacher = load_teacher(config, run_dir, mesh, trained, encode)
+    trained = start_from_base(config, run_dir, mesh, trained)
+    teacher = make_teacher(config, mesh, trained, encode)
     settings, fields = step_settings(config), config.training
     state = place(create_state(trained, settings["optimizer"], len(fields.ema_decays)))
     checkpoints = run_dir.checkpoints(fields.keep_checkpoints)

@@ -12,8 +12,10 @@ import jax.numpy as jnp
 import ml_collections
 
 from lumiere_jax.diffusion import low_resolution
+from lumiere_jax.diffusion.condition_masks import check_masks
 from lumiere_jax.diffusion.loss import loss_weight
 from lumiere_jax.models.rematerialization import Rematerialization
+from lumiere_jax.train_base import has_base
 from lumiere_jax.train_setup import make_objective, step_settings
 
 # Fields in which a continued run may differ from how it was started.
@@ -22,7 +24,7 @@ _FREE_TO_CHANGE = {
     *("mesh", "fsdp", "remat"),  # loss and gradients are the same to rounding
     *("training.steps", "training.keep_checkpoints"),
     *("text.checkpoint", "text.tokenizer"),  # where they lie; what they are is checked by hash
-    "distillation.teacher",  # the run has a copy
+    *("distillation.teacher", "conditioning.base"),  # the run has a copy
     *("training.checkpoint_every", "training.log_every", "training.preview_every", "training.validate_every"),
     *("training.on_nonfinite", "training.skip_budget"),  # what ends a run, not what a step does
     *("dataset.data_dir", "dataset.cache_bytes", "dataset.threads", "text.embeddings"),
@@ -41,6 +43,10 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     for field in ("frames", "fps", "size"):
         if not config.clip[field] > 0:
             raise ValueError(f"clip.{field}={config.clip[field]} must be positive")
+    if "conditioning" in config:
+        check_masks(config.conditioning.masks.to_dict())
+        if config.diffusion.low_res_factor:
+            raise ValueError("conditioning: super-resolution has no conditional model, set diffusion.low_res_factor=0")
     if "distillation" in config and config.distillation.steps < 1:
         raise ValueError(f"distillation.steps={config.distillation.steps} must be at least 1")
     _check_data_fields(config)
@@ -50,7 +56,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     loss_weight(jnp.zeros(()), objective.prediction, objective.weighting)  # raises if they do not go together
     if objective.low_res_factor:
         low_resolution.check_level("diffusion.max_noise_level", config.diffusion.max_noise_level, objective.schedule)
-    has_image_model = "temporal" not in config or config.init_from or "distillation" in config
+    has_image_model = "temporal" not in config or config.init_from or has_base(config)
     if not has_image_model and config.image_model.pretrained:
         raise ValueError(
             f"init_from is empty, but {config.name} inflates {config.image_model.pretrained}, which is imported, not "

@@ -23,6 +23,14 @@ _NOT_DRAWN = {"step", "time"} | {
 _LOG_RATIO = 30  # of largest to smallest value, from which on the axis is logarithmic
 
 
+# What `validation_step` returns beside the loss, to be compared with it.
+COMPARED = {
+    "image_model_loss": "the image model, frame by frame",
+    "teacher_loss": "the teacher, with as few steps",
+    "text_alone_loss": "where nothing of the clip is given",
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Chart:
     """What one picture shows."""
@@ -42,8 +50,7 @@ CHARTS = (
         "Held-out clips, always the same noise at the same levels: the number that falls.",
         {
             "model": "validation/loss",
-            "image model, frame by frame": "validation/image_model_loss",
-            "teacher, with as few steps": "validation/teacher_loss",
+            **{label: f"validation/{name}" for name, label in COMPARED.items()},
         },
     ),
     Chart("Training loss", "Other clips, noise and levels at every step.", {"loss": "train/loss"}, is_noisy=True),

@@ -19,6 +19,7 @@ from tensorboardX import summary
 from tensorboardX.proto.summary_pb2 import Summary
 
 from lumiere_jax.event_file import EventFile
+from lumiere_jax.train_curves import COMPARED
 from lumiere_jax.train_history import History
 from lumiere_jax.train_page import Status, write_page
 
@@ -128,10 +129,9 @@ class Progress:
         if not self._is_shown:
             return
         line = f"step {step}: validation loss {float(losses['loss']):.5f}"
-        if "image_model_loss" in losses:
-            line += f" | the image model, frame by frame: {float(losses['image_model_loss']):.5f}"
-        if "teacher_loss" in losses:
-            line += f" | the teacher, with as few steps: {float(losses['teacher_loss']):.5f}"
+        for name, label in COMPARED.items():
+            if name in losses:
+                line += f" | {label}: {float(losses[name]):.5f}"
         self._bar.write(line)
         norms = {f"gate_norms/{name}": float(norm) for name, norm in (gates or {}).items()}
         if norms:

@@ -35,7 +35,8 @@ from lumiere_jax.text.embedding_store import EmbeddingStore, made_with
 from lumiere_jax.text.load_t5 import find_tokenizer
 from lumiere_jax.text.t5_encoder import T5Config, T5Encoder
 from lumiere_jax.text.tokenizer import Tokenizer, train_tokenizer
-from lumiere_jax.train_distillation import take_over, teacher_image_model, teacher_settings
+from lumiere_jax.train_base import base_image_model, has_base, take_over
+from lumiere_jax.train_distillation import teacher_settings
 from lumiere_jax.train_guards import guards_of
 from lumiere_jax.train_step import Objective, TrainState, train_step
 
@@ -109,8 +110,8 @@ def prepare_inflation(
     saved = _read_by_all(run_dir)
     config = ml_collections.ConfigDict(config.to_dict())  # a copy that takes new fields
     if saved is None:
-        if "distillation" in config:
-            image = teacher_image_model(config, run_dir, mesh)
+        if has_base(config):
+            image = base_image_model(config, run_dir, mesh)
         else:
             image = _image_model(config, run_dir, mesh, train_image_model)
         _keep(image, run_dir, mesh)
@@ -119,8 +120,8 @@ def prepare_inflation(
     else:
         tokenizer, sharding = run_dir.read_tokenizer(), partitioning.replicated(mesh)
         config.unet, text = saved.unet, saved.text.to_dict()
-        if "distillation" in config:
-            take_over(config, saved, saved.distillation.sampling)
+        if has_base(config):
+            take_over(config, saved)
         # Where imported weights lie may change from start to start; their hashes may not.
         moved_to = config.init_from if run_dir.read_references().unet else None
         unet, unet_reference = load_image_unet(run_dir, config, moved_to=moved_to, sharding=sharding)
@@ -129,7 +130,7 @@ def prepare_inflation(
         text_encoder, text_reference = load_text_encoder(run_dir, 0, moved_to=moved_to, **placement)
         references = References(unet_reference, text_reference)
     # An imported U-Net knows of no text fields but its width, so the run's own count.
-    imported = ("length", "padding_sees_tokens") if references.unet and "distillation" not in config else ()
+    imported = ("length", "padding_sees_tokens") if references.unet and not has_base(config) else ()
     own = ("dropout", "embeddings", *imported)
     config.text = text | {field: config.text[field] for field in own}
     return Prepared(config, tokenizer, text_encoder, unet, references)
@@ -190,6 +191,7 @@ def make_objective(config: ml_collections.ConfigDict) -> Objective:
         max_blur=fields.max_blur,
         min_jpeg_quality=fields.min_jpeg_quality,
         align_corners=fields.align_corners,
+        masks=tuple(config.get("conditioning", {}).get("masks", {}).items()),
         **distilled,
     )
 

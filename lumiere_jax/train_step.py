@@ -14,8 +14,9 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from lumiere_jax.diffusion import degradation, distillation, low_resolution
+from lumiere_jax.diffusion import condition_masks, degradation, distillation, low_resolution
 from lumiere_jax.diffusion import loss as diffusion_loss
+from lumiere_jax.diffusion.condition import Condition
 from lumiere_jax.diffusion.noise_schedule import NoiseSchedule
 from lumiere_jax.models.stunet import deflate
 from lumiere_jax.pipelines.generation import Settings, guided_denoiser
@@ -56,6 +57,8 @@ class Objective:
     max_blur: float = 0.0  # largest standard deviation, in its pixels; 0: no blur
     min_jpeg_quality: int = 0  # of 1 to 100; 0: no compression
     align_corners: bool = True  # how `low_resolution.upsample` enlarges it
+    # The conditional model: what of a clip is given, and how often (`condition_masks.draw_masks`). Others have none.
+    masks: tuple[tuple[str, float], ...] = ()
     # Distillation: how many steps the student is to need, and how its teacher is sampled with twice as many.
     student_steps: int | None = None
     teacher: Settings | None = None
@@ -82,6 +85,8 @@ class Draws(NamedTuple):
     # ... and, where the objective asks for them, the standard deviation of its blur and the quality of its compression.
     blur: Float[Array, " batch"] | None = None
     jpeg_quality: Int[Array, " batch"] | None = None
+    # The conditional model: 1 where the clip is given.
+    mask: Float[Array, "batch frames height width 1"] | None = None
 
 
 def create_state(parameters: dict, optimizer: optax.GradientTransformation, averages: int = 1) -> TrainState:
@@ -135,10 +140,10 @@ def train_step(
       ValueError: `accumulation_steps` does not divide the batch.
     """
     key = jax.random.fold_in(jax.random.key(seed), state.step)
-    loss_key, low_res_key = jax.random.split(key)
+    loss_key, given_key = jax.random.split(key)
     time_key, noise_key = jax.random.split(loss_key)
     times = diffusion_loss.stratified_times(time_key, batch.video.shape[0])
-    draws = _draw(times, noise_key, low_res_key, batch.video, objective)
+    draws = _draw(times, noise_key, given_key, batch.video, objective)
 
     teach = _denoiser_of(teacher, graphdef, frozen, objective)
 
@@ -199,8 +204,9 @@ def validation_step(
     """The loss at evenly spaced noise levels with noise that is always the same: the number that actually falls.
 
     Returns:
-      `loss`, and beside it that of what the run started from: of a student `teacher_loss`, the teacher's with as few
-      steps; of another inflated model `image_model_loss`, the same U-Net without its temporal layers, frame by frame.
+      `loss`, and beside it one to be compared with: of a student `teacher_loss`, the teacher's with as few steps; of
+      the conditional model `text_alone_loss`, its own where nothing of the clip is given; of another inflated model
+      `image_model_loss`, the same U-Net without its temporal layers, frame by frame.
     """
     teach = _denoiser_of(teacher, graphdef, frozen, objective)
     model = nnx.merge(graphdef, parameters, frozen)
@@ -208,6 +214,9 @@ def validation_step(
     if teacher is not None:
         before = nnx.merge(graphdef, teacher.parameters, frozen)
         losses["teacher_loss"] = _loss_at_fixed_noise(before, batch, objective, teach)
+    elif objective.masks:
+        text_alone = dataclasses.replace(objective, masks=(("nothing", 1.0),))
+        losses["text_alone_loss"] = _loss_at_fixed_noise(model, batch, text_alone)
     elif model.unet.is_inflated:
         model.unet = deflate(model.unet)
         losses["image_model_loss"] = _loss_at_fixed_noise(model, batch, objective)
@@ -218,8 +227,8 @@ def _loss_at_fixed_noise(
     model: Any, batch: Batch, objective: Objective, teach: TeacherDenoiser | None = None
 ) -> Float[Array, ""]:
     clips = batch.video.shape[0]
-    noise_key, low_res_key = jax.random.split(jax.random.key(0))
-    draws = _draw((jnp.arange(clips) + 0.5) / clips, noise_key, low_res_key, batch.video, objective)
+    noise_key, given_key = jax.random.split(jax.random.key(0))
+    draws = _draw((jnp.arange(clips) + 0.5) / clips, noise_key, given_key, batch.video, objective)
     return _loss(model, batch, draws, objective, teach)
 
 
@@ -240,12 +249,15 @@ def _denoiser_of(
     return denoise
 
 
-def _draw(times: Array, noise_key: Array, low_res_key: Array, video: Array, objective: Objective) -> Draws:
+def _draw(times: Array, noise_key: Array, given_key: Array, video: Array, objective: Objective) -> Draws:
     draws = Draws(times, jax.random.normal(noise_key, video.shape, jnp.promote_types(video.dtype, jnp.float32)))
+    if objective.masks:
+        mask = condition_masks.draw_masks(given_key, dict(objective.masks), len(video), video.shape[1:4])
+        draws = draws._replace(mask=mask)
     if objective.low_res_factor is None:
         return draws
     clips, is_degraded = video.shape[:1], objective.max_blur or objective.min_jpeg_quality
-    level_key, noise_key, *degradation_keys = jax.random.split(low_res_key, 4 if is_degraded else 2)
+    level_key, noise_key, *degradation_keys = jax.random.split(given_key, 4 if is_degraded else 2)
     draws = draws._replace(
         # Never 0: a discrete schedule has no level there.
         low_res_level=objective.max_noise_level * (1.0 - jax.random.uniform(level_key, clips)),
@@ -262,20 +274,25 @@ def _draw(times: Array, noise_key: Array, low_res_key: Array, video: Array, obje
 def _loss(
     model: Any, batch: Batch, draws: Draws, objective: Objective, teach: TeacherDenoiser | None = None
 ) -> Float[Array, ""]:
-    """The mean loss of clips, conditioned on their text and, for super-resolution, on themselves made small."""
+    """The mean loss of clips, conditioned on their text and, where the objective says so, on a part of themselves:
+
+    made small for super-resolution, masked for the conditional model.
+    """
     text = model.embed_text(batch.text)
     times, two_steps = draws.times, None
     if objective.student_steps:
         times = distillation.student_times(times, objective.student_steps)
         taught = functools.partial(teach, text=text)
         two_steps = distillation.two_step_x0(taught, objective.schedule, objective.student_steps)
-    low_res = noise_level = None
-    if objective.low_res_factor is not None:
-        low_res = _low_resolution(batch.video, draws, objective)
+    beside = noise_level = None
+    if objective.masks:
+        beside = Condition(batch.video, draws.mask).channels()
+    elif objective.low_res_factor is not None:
+        beside = _low_resolution(batch.video, draws, objective)
         noise_level = objective.schedule.network_time(draws.low_res_level)
 
     def denoiser(x_t: Array, t: Array) -> Array:
-        return model.predict(x_t, objective.schedule.network_time(t), text, low_res, noise_level)
+        return model.predict(x_t, objective.schedule.network_time(t), text, beside, noise_level)
 
     return diffusion_loss.diffusion_loss(
         denoiser,

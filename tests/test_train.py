@@ -18,19 +18,22 @@ from flax import nnx
 from PIL import Image
 from small_runs import at_step, command, small_config, state_of
 
-from configs import distill, ssr, stunet, text_to_image
+from configs import conditional, distill, ssr, stunet, text_to_image
 from lumiere_jax import evaluate, sample, train, train_setup, train_step
 from lumiere_jax.checkpoints.checkpointing import CheckpointError, load_tree, tree_hash
-from lumiere_jax.checkpoints.run_directory import RunDirectory, load_run
+from lumiere_jax.checkpoints.run_directory import RunDirectory, build_unet, load_run
 from lumiere_jax.checkpoints.temporal_weights import export_temporal, load_temporal
 from lumiere_jax.data import video_io
+from lumiere_jax.diffusion.condition import image_to_video
 from lumiere_jax.distributed.preemption import Preempted
 from lumiere_jax.models import parameter_partition
+from lumiere_jax.pipelines.conditional_generation import complete_videos
 from lumiere_jax.pipelines.generation import sampling_settings
 from lumiere_jax.pipelines.super_resolution import super_resolve
 from lumiere_jax.pipelines.text_to_video import sample_videos
+from lumiere_jax.train_base import start_from_base
 from lumiere_jax.train_config import check_same_run
-from lumiere_jax.train_distillation import load_teacher
+from lumiere_jax.train_distillation import make_teacher
 from lumiere_jax.train_setup import make_objective
 
 
@@ -92,12 +95,11 @@ def test_distillation(base, data_dir, tmp_path, monkeypatch, capsys):
     assert first[2] == last[2]
     assert float(last[1]) != float(last[2])
     temporal = parameter_partition.split(load_run(base[0]).model.unet)[1]
-    assert tree_hash(load_tree(tmp_path / "student" / "teacher")) == tree_hash(temporal)
+    assert tree_hash(load_tree(tmp_path / "student" / "base")) == tree_hash(temporal)
     student = load_run(tmp_path / "student")
     untrained = {"unet": jax.tree.map(np.zeros_like, temporal)}
-    start, teacher = load_teacher(
-        student.config, RunDirectory(student.path), student.mesh, untrained, lambda _: {"text": np.zeros((1, 4))}
-    )
+    start = start_from_base(student.config, RunDirectory(student.path), student.mesh, untrained)
+    teacher = make_teacher(student.config, student.mesh, start, lambda _: {"text": np.zeros((1, 4))})
     assert tree_hash(start["unet"]) == tree_hash(teacher.parameters["unet"]) == tree_hash(temporal)
     settings = sampling_settings(student.config)
     assert (settings.sampler, settings.steps, settings.guidance_weight) == ("ddim", 2, 1.0)
@@ -111,6 +113,45 @@ def test_distillation(base, data_dir, tmp_path, monkeypatch, capsys):
         train.train(config, tmp_path / "next")
     config.distillation.teacher = str(base[0] / "image_model")
     with pytest.raises(ValueError, match="is no Space-Time U-Net's run: text_to_image:test"):
+        train.train(config, tmp_path / "next")
+
+
+def test_conditional_model(base, data_dir, tmp_path, capsys):
+    """It starts as its base, learns to see what is given, and is sampled with it and without."""
+    config = small_config(conditional, data_dir)
+    with pytest.raises(
+        ValueError, match=r"conditioning\.base is empty: give the --workdir of the training to start from"
+    ):
+        train.train(config, tmp_path / "run")
+    config.conditioning.base = str(base[0])
+    train.train(config, tmp_path / "run")
+    printed = capsys.readouterr().out
+    losses = {
+        step: re.search(rf"step {step}: validation loss (\S+) . where nothing of the clip is given: (\S+)", printed)
+        for step in (1, 4)
+    }
+    assert float(losses[1][1]) > 0
+    assert losses[4][1] != losses[4][2]
+    run, before = load_run(tmp_path / "run"), load_run(base[0])
+    started = parameter_partition.split(before.model.unet)[1]
+    assert tree_hash(load_tree(tmp_path / "run" / "base")) == tree_hash(started)
+    new = parameter_partition.split(build_unet(run.config))[1]
+    assert not np.any(new["conv_in"]["condition"]["kernel"])
+    start = start_from_base(run.config, RunDirectory(run.path), run.mesh, {"unet": new})["unet"]
+    assert tree_hash({name: start[name] for name in started}) == tree_hash(started)
+    trained = parameter_partition.split(run.model.unet)[1]
+    assert np.abs(trained["conv_in"]["condition"]["kernel"]).max() > 0
+    assert trained.keys() == new.keys()
+    given = image_to_video(np.zeros((16, 16, 3), np.float32), 4)
+    for videos in (sample_videos(run, ["a red circle"]), complete_videos(run, ["a red circle"], given)):
+        assert np.isfinite(videos).all()
+    export_temporal(tmp_path / "run", tmp_path / "conditional.safetensors")
+    exported = load_temporal(tmp_path / "conditional.safetensors", init_from=str(base[0] / "image_model"))
+    np.testing.assert_array_equal(
+        complete_videos(exported, ["a red circle"], given), complete_videos(run, ["a red circle"], given)
+    )
+    config.conditioning.base = str(tmp_path / "run")
+    with pytest.raises(ValueError, match="is a conditional model: give the one that it was fine-tuned from"):
         train.train(config, tmp_path / "next")
 
 

@@ -6,7 +6,7 @@ text_encoder/checkpoint_<step>/   T5X format; absent where the text encoder was 
 backbone/                         inflated runs: the frozen image model; absent where it was imported
 checkpoints/<step>/               training state: parameters, their averages, optimiser
 image_model/                      inflated runs that trained their backbone: its run directory
-teacher/                          students: the temporal layers that they are distilled from
+base/                             students and conditional models: the temporal layers that they started from
 index.html, previews/, events.*   what people look at
 metrics.jsonl, parameters.txt     ... and read: measured values, the table of parameters
 """
@@ -31,6 +31,7 @@ from lumiere_jax.checkpoints.imported_unet import load_imported_unet, open_impor
 from lumiere_jax.distributed import partitioning, processes
 from lumiere_jax.distributed.mesh import make_mesh
 from lumiere_jax.models import parameter_partition
+from lumiere_jax.models.conditioning import expand_first_convolution
 from lumiere_jax.models.rematerialization import Rematerialization, rematerialize
 from lumiere_jax.models.stunet import inflate
 from lumiere_jax.models.temporal import TemporalConfig
@@ -92,9 +93,9 @@ class RunDirectory:
         return self.path / "backbone"
 
     @property
-    def teacher(self) -> pathlib.Path:
-        """The temporal layers that a student is distilled from."""
-        return self.path / "teacher"
+    def base(self) -> pathlib.Path:
+        """The temporal layers that a student or a conditional model started from."""
+        return self.path / "base"
 
     @property
     def image_model(self) -> pathlib.Path:
@@ -243,6 +244,8 @@ def _as_tuples(node: Any) -> Any:
 def build_unet(config: ml_collections.ConfigDict, image_unet: UNet2D | None = None) -> UNet2D:
     """The U-Net of a config: `config.unet`, inflated where the config has `temporal`, with the policies of `remat`.
 
+    Where the config has `conditioning`, its first convolution is that of the conditional model.
+
     Args:
       config: of a run.
       image_unet: the image model's, which is inflated in place; by default a new one.
@@ -250,6 +253,8 @@ def build_unet(config: ml_collections.ConfigDict, image_unet: UNet2D | None = No
     unet = UNet2D(UNet2DConfig(**config.unet), rngs=nnx.Rngs(config.seed)) if image_unet is None else image_unet
     if "temporal" in config:
         unet = inflate(unet, TemporalConfig(**config.temporal), rngs=nnx.Rngs(config.seed + 1))
+    if "conditioning" in config:
+        unet = expand_first_convolution(unet, rngs=nnx.Rngs(config.seed))
     return rematerialize(unet, Rematerialization(**config.remat))
 
 

@@ -11,7 +11,7 @@ the denoiser. Heun's method calls it twice a step: its second call is a row of t
 pixel by pixel: of a clip that is larger than a device's memory it is taken frame by frame (`streaming.py`). The last
 step, to t = 0, returns the x0 prediction at the last positive time. Sampler and number of steps are not from the paper.
 
-To start from a partly noised clip (SDEdit), plan along the tail of a time grid, and follow the plan from the clip
+To start from a partly noised clip (SDEdit), plan along the `tail` of a time grid, and follow the plan from the clip
 noised at its first time.
 
 DeepFloyd IF samples with "ddpm", spacing "leading" and variance "learned_range"; its pipelines take 100 steps at stage
@@ -258,6 +258,27 @@ def time_grid(steps: int, schedule: NoiseSchedule, spacing: str = "uniform") -> 
     if schedule.levels is not None:
         times = _distinct_levels(times, schedule.levels) / schedule.levels
     return np.append(times, 0.0)
+
+
+def tail(times: Float[np.ndarray, " times"], start: float, schedule: NoiseSchedule) -> Float[np.ndarray, " fewer"]:
+    """A time grid from `start` on: that time itself, and those of the grid below it.
+
+    Args:
+      times: from `time_grid`.
+      start: above 0; 1 is the whole grid, wherever it begins. On a discrete schedule the nearest level is taken.
+      schedule: of the grid.
+
+    Raises:
+      ValueError: `start` is out of range.
+    """
+    if not 0.0 < start <= 1.0:
+        raise ValueError(f"start={start}: give a diffusion time above 0, and at most 1")
+    if start == 1.0:
+        return times
+    if schedule.levels is not None:
+        start = max(1, round(start * schedule.levels)) / schedule.levels
+    # Times of the grid that are `start` but for rounding are not taken twice.
+    return np.append(start, times[times < start - 1e-9])
 
 
 def _times_even_in_log_snr(steps: int, schedule: NoiseSchedule) -> np.ndarray:

@@ -7,6 +7,7 @@ model's flow (`UNet2D.__call__`) and its parameters are untouched; `deflate` tak
 
 from flax import nnx
 
+from lumiere_jax.models.conditioning import ExpandedConv
 from lumiere_jax.models.temporal import (
     AttentionInflationBlock,
     ConvInflationBlock,
@@ -16,7 +17,7 @@ from lumiere_jax.models.temporal import (
 )
 from lumiere_jax.models.unet2d import Level, UNet2D
 
-_INFLATED = (ConvInflationBlock, AttentionInflationBlock, TemporalDownsample, TemporalUpsample)
+_INFLATED = (ConvInflationBlock, AttentionInflationBlock, TemporalDownsample, TemporalUpsample, ExpandedConv)
 
 
 def inflate(unet: UNet2D, config: TemporalConfig, *, rngs: nnx.Rngs) -> UNet2D:
@@ -68,6 +69,7 @@ def deflate(unet: UNet2D) -> UNet2D:
     Other implementations call this their `ignore_time` mode.
     """
     image = nnx.merge(*nnx.split(unet))
+    image.conv_in = _spatial(image.conv_in)
     for level in (*image.down, *image.up):
         level.layers = nnx.List([_spatial(layer) for layer in level.layers])
         level.resize = _spatial(level.resize)

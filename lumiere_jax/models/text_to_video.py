@@ -46,7 +46,7 @@ class TextToVideo(nnx.Module):
         x_t: Float[Array, "batch frames height width channels"],
         time: Float[Array, " batch"],
         text: Float[Array, "batch tokens text_dim"],
-        low_res: Float[Array, "batch frames height width channels"] | None = None,
+        beside: Float[Array, "batch frames height width more"] | None = None,
         noise_level: Float[Array, " batch"] | None = None,
     ) -> Float[Array, "batch frames height width channels"]:
         """The U-Net's prediction (epsilon, x0 or v: the config says which) in `x_t`'s dtype, without learned variance.
@@ -55,38 +55,39 @@ class TextToVideo(nnx.Module):
           x_t: noisy video.
           time: the schedule's `network_time`.
           text: from `embed_text`.
-          low_res: for super-resolution: the noised low-resolution video at `x_t`'s size, beside it in the channels.
-          noise_level: for super-resolution: the noise level of `low_res`, as a network time.
+          beside: what the network sees in the channels after `x_t`'s. For super-resolution: the noised low-resolution
+            video at `x_t`'s size. For the conditional model: `Condition.channels`.
+          noise_level: for super-resolution: the noise level of the low-resolution video, as a network time.
         """
-        return self.predict_with_variance(x_t, time, text, low_res, noise_level)[..., : x_t.shape[-1]]
+        return self.predict_with_variance(x_t, time, text, beside, noise_level)[..., : x_t.shape[-1]]
 
     def predict_with_variance(
         self,
         x_t: Float[Array, "batch frames height width channels"],
         time: Float[Array, " batch"],
         text: Float[Array, "batch tokens text_dim"],
-        low_res: Float[Array, "batch frames height width channels"] | None = None,
+        beside: Float[Array, "batch frames height width more"] | None = None,
         noise_level: Float[Array, " batch"] | None = None,
     ) -> Float[Array, "batch frames height width out_channels"]:
         """All of the U-Net's output: of one that learns its variance (DeepFloyd IF), the prediction and then v.
 
         Arguments as for `predict`; the meaning of v: see `diffusion/prediction.py`.
         """
-        return self.predict_with_deep_features(x_t, time, text, low_res, noise_level)[0]
+        return self.predict_with_deep_features(x_t, time, text, beside, noise_level)[0]
 
     def predict_with_deep_features(
         self,
         x_t: Float[Array, "batch frames height width channels"],
         time: Float[Array, " batch"],
         text: Float[Array, "batch tokens text_dim"],
-        low_res: Float[Array, "batch frames height width channels"] | None = None,
+        beside: Float[Array, "batch frames height width more"] | None = None,
         noise_level: Float[Array, " batch"] | None = None,
         *,
         shallow: int = 1,
         deep: Array | None = None,
     ) -> tuple[Float[Array, "batch frames height width out_channels"], Array]:
         """All of the U-Net's output, and its deep features: see `UNet2D.predict_with_deep_features`."""
-        x = x_t if low_res is None else jnp.concatenate([x_t, low_res], axis=-1)
+        x = x_t if beside is None else jnp.concatenate([x_t, beside], axis=-1)
         x, call = x.astype(self.dtype), self.unet.predict_with_deep_features
         prediction, deep = call(x, time, text, noise_level=noise_level, shallow=shallow, deep=deep)
         return prediction.astype(x_t.dtype), deep

@@ -1,8 +1,8 @@
 """Sampling as pure functions of a network: what a config asks for, guidance, and the loop over noise levels.
 
 Everything wraps the network in the same order: network -> guidance -> MultiDiffusion (predictions are averaged) ->
-x0 -> threshold -> approximations -> sampler. A learned variance takes the same way, but for guidance and threshold,
-which leave it alone.
+x0 -> threshold -> what is given of the clip -> approximations -> sampler. A learned variance takes the same way, but
+for guidance, threshold and what is given, which leave it alone.
 """
 
 import dataclasses
@@ -13,10 +13,12 @@ from typing import Any, get_args
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 from jaxtyping import Array, Float
 
 from lumiere_jax.diffusion import guidance, low_resolution, noise_schedule, prediction, samplers
 from lumiere_jax.diffusion.approximations import Approximations, half_rate
+from lumiere_jax.diffusion.condition import Condition
 from lumiere_jax.diffusion.multidiffusion import Windows, multidiffusion
 from lumiere_jax.models.unet2d import UNet2DConfig
 
@@ -41,6 +43,9 @@ class Settings:
     windows: Windows | None = None  # None: all frames in one pass, as the base model makes them
     window_batch: int | None = None  # windows of each clip that `generate` denoises at once; None: all
     approximations: Approximations = dataclasses.field(default_factory=Approximations)
+    start: float = 1.0  # diffusion time from which on a clip is sampled; below 1 it starts from another one (SDEdit)
+    is_conditional: bool = False  # whether the network is that of the conditional model
+    zero_shot: bool = False  # whether what is given replaces predictions, and no network is told of it
 
     def __post_init__(self):
         for field, known in (
@@ -56,7 +61,7 @@ class Settings:
             raise ValueError(f"threshold_maximum={self.threshold_maximum}: give a number from 1, the range of a clip")
         if self.steps < 1:
             raise ValueError(f"steps={self.steps}: sampling takes at least one step")
-        samplers.time_grid(self.steps, self.schedule, self.spacing)  # raises on steps or spacing that do not fit
+        self.times()  # raises on steps, spacing or a start that do not fit
         if not 0.0 <= self.guidance_weight < 1e3:
             raise ValueError(f"guidance={self.guidance_weight}: use a weight from 0; 1 is no guidance")
         first, last = self.guidance_interval
@@ -81,11 +86,14 @@ class Settings:
         """How often a clip goes through the network; a guided call counts once."""
         return jax.eval_shape(self.plan).calls
 
+    def times(self) -> Float[np.ndarray, " times"]:
+        """The diffusion times that the sampler goes along."""
+        return samplers.tail(samplers.time_grid(self.steps, self.schedule, self.spacing), self.start, self.schedule)
+
     def plan(self) -> samplers.Plan:
         """The sampler's steps."""
-        times = samplers.time_grid(self.steps, self.schedule, self.spacing)
         variance = self.variance if self.learns_variance else "posterior"
-        return samplers.plan(self.sampler, self.schedule, times, variance=variance)
+        return samplers.plan(self.sampler, self.schedule, self.times(), variance=variance)
 
     def to_x0(self, denoiser: prediction.Denoiser) -> prediction.Denoiser | prediction.VarianceDenoiser:
         """The x0 denoiser, with threshold and learned variance, of one that predicts as the network does."""
@@ -111,6 +119,8 @@ def sampling_settings(
     weights: str | None = None,
     window_batch: int | None = None,
     approximations: Approximations | None = None,
+    start: float = 1.0,
+    zero_shot: bool = False,
 ) -> Settings:
     """The sampling that a run's config asks for, with what a caller chooses otherwise.
 
@@ -125,6 +135,7 @@ def sampling_settings(
         super-resolution, else uniform, as the paper's.
       window_batch: see `Settings`.
       approximations: default: none.
+      start, zero_shot: see `Settings`.
 
     Raises:
       ValueError: a value is unknown or out of range, a learned variance is asked of a network that has none, or
@@ -169,6 +180,9 @@ def sampling_settings(
         windows=windows,
         window_batch=window_batch,
         approximations=approximations or Approximations(),
+        start=start,
+        is_conditional="conditioning" in config,
+        zero_shot=zero_shot,
     )
 
 
@@ -185,26 +199,28 @@ def generate(
     predict: Callable[..., Any],
     noise: Float[Array, "batch frames height width channels"],
     texts: tuple[Float[Array, "batch tokens text_dim"], Float[Array, "batch tokens text_dim"]],
-    low_res: Float[Array, "batch frames height width channels"] | None,
+    beside: Float[Array, "batch frames height width more"] | None,
     noise_level: Float[Array, " batch"] | None,
     key: Array,
     settings: Settings,
     sharding: jax.sharding.NamedSharding | None = None,
     watch: Callable[[Array], Any] = lambda x0: None,
+    given: Condition | None = None,
 ) -> tuple[Float[Array, "batch frames height width channels"], Any]:
     """The whole of sampling but for the text encoder, as a pure function of a network.
 
     Args:
       predict: the network, called as `TextToVideo.predict`; where `settings.learns_variance`, `predict_with_variance`.
         Where its deep features are used several times, `predict_with_deep_features`.
-      noise: what the clips start from.
+      noise: what the clips start from: noise, or clips noised at `settings.start`.
       texts: embeddings of the prompts, and of what guidance leads away from: the empty prompt, or a negative one.
-      low_res: for super-resolution: the noised low-resolution clips at full size.
+      beside: what the network gets in further channels, see `TextToVideo.predict`.
       noise_level: for super-resolution: their augmentation's level, a diffusion time; predict gets its network time.
       key: of the noise that a stochastic sampler adds, for all clips or one for each.
       settings: from `sampling_settings`.
       sharding: of the windows, where there are: see `multidiffusion`.
       watch: what to keep of each x0 prediction, see `samplers.follow_and_watch`.
+      given: what of the clips is put into each prediction in its place: see `replacing`.
 
     Returns:
       clips, and what was kept.
@@ -215,7 +231,7 @@ def generate(
     denoiser = guided_denoiser(predict, settings)
     if settings.windows is not None:
         denoiser = multidiffusion(denoiser, settings.windows, window_batch=settings.window_batch, sharding=sharding)
-    per_frame = () if low_res is None else (low_res,)
+    per_frame = () if beside is None else (beside,)
 
     def conditioned(x_t: Array, t: Array) -> Array:
         if settings.windows is None:
@@ -223,8 +239,28 @@ def generate(
         return denoiser(x_t, t, *per_frame, per_clip=(texts, noise_level))
 
     denoise, first = settings.to_x0(conditioned), settings.approximations.half_rate_from
+    denoise = denoise if given is None else replacing(denoise, given)
     denoise = denoise if first is None else half_rate(denoise, settings.schedule, first)
     return samplers.follow_and_watch(settings.plan(), denoise, noise, key, watch)
+
+
+def replacing(
+    denoise: prediction.Denoiser | prediction.VarianceDenoiser, given: Condition
+) -> prediction.Denoiser | prediction.VarianceDenoiser:
+    """An x0 denoiser that predicts what is given: conditional generation without a conditional model.
+
+    As each step of a sampler is a linear combination of state, prediction and noise, the state there is, at every time,
+    what is given with noise of that time's level.
+    """
+
+    def denoiser(x_t: Array, t: Array) -> Any:
+        predicted = denoise(x_t, t)
+        if isinstance(predicted, tuple):
+            x0, fraction = predicted
+            return given.paste(x0), fraction
+        return given.paste(predicted)
+
+    return denoiser
 
 
 def _with_deep_features(
@@ -254,7 +290,7 @@ def _with_deep_features(
 
 
 def guided_denoiser(predict: Callable[..., Array], settings: Settings) -> prediction.Denoiser:
-    """A network as a denoiser `(x_t, t, *low_res, texts, noise_level)`, guided where the settings ask for it.
+    """A network as a denoiser `(x_t, t, *beside, texts, noise_level)`, guided where the settings ask for it.
 
     t is a scalar or, where all times are guided, one for each clip.
 
@@ -267,15 +303,15 @@ def guided_denoiser(predict: Callable[..., Array], settings: Settings) -> predic
         return None if noise_level is None else schedule.network_time(noise_level)
 
     def conditional(x_t: Array, t: Array, *conditioning: Any) -> Array:
-        *low, (text, _), level = conditioning
-        return predict(x_t, _per_clip_time(schedule, t, x_t), text, *low, noise_level=network_level(level))
+        *beside, (text, _), level = conditioning
+        return predict(x_t, _per_clip_time(schedule, t, x_t), text, *beside, noise_level=network_level(level))
 
     def pair(x_t: Array, t: Array, *conditioning: Any) -> tuple[Array, Array]:
         # Conditional and unconditional in one batch of the network, side by side: both on the device of their clip.
-        *low, texts, level = conditioning
-        x, *low, level = jax.tree.map(lambda array: jnp.repeat(array, 2, axis=0), (x_t, *low, level))
+        *beside, texts, level = conditioning
+        x, *beside, level = jax.tree.map(lambda array: jnp.repeat(array, 2, axis=0), (x_t, *beside, level))
         text = jnp.stack(texts, axis=1).reshape(-1, *texts[0].shape[1:])
-        both = predict(x, _per_clip_time(schedule, t, x), text, *low, noise_level=network_level(level))
+        both = predict(x, _per_clip_time(schedule, t, x), text, *beside, noise_level=network_level(level))
         both = both.reshape(-1, 2, *both.shape[1:])
         return both[:, 0], both[:, 1]
 

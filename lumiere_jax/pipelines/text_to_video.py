@@ -15,7 +15,9 @@ from flax import nnx
 from jaxtyping import Array, Float, Int32
 
 from lumiere_jax.checkpoints.run_directory import Run
+from lumiere_jax.diffusion.approximations import Approximations
 from lumiere_jax.diffusion.clip_noise import clip_key
+from lumiere_jax.diffusion.condition import Condition, nothing_given
 from lumiere_jax.distributed import partitioning, processes
 from lumiere_jax.models.text_to_video import TextToVideo
 from lumiere_jax.pipelines.generation import Settings, check_window, generate, sampling_settings
@@ -39,6 +41,8 @@ def sample_videos(
     frames: int | None = None,
     size: tuple[int, int] | None = None,
     negative_prompt: str = "",
+    given: Condition | None = None,
+    original: Float[np.ndarray, "*prompts frames height width 3"] | None = None,
     **choices: Any,
 ) -> Videos:
     """Samples one clip per prompt with a text-to-video (or text-to-image) run.
@@ -51,22 +55,26 @@ def sample_videos(
         `data` uses them best.
       seed: of the noise; prompt number i gets noise i.
       first_number: the first prompt's number, where many prompts are sampled in several calls.
-      frames: per clip, default the run's; any number (padded to the temporal stride inside the model).
-      size: (height, width) in pixels, default the run's.
+      frames: per clip, default the run's or those of what is given; any number (padded to the temporal stride inside
+        the model).
+      size: (height, width) in pixels, default likewise.
       negative_prompt: what guidance leads away from; by default from clips of whatever they show.
+      given: what of the clips is given, of all or of each: see `conditional_generation.py`.
+      original: clips to start from where `start` is below 1, for all or for each: see `video_editing.py`.
       **choices: of `sampling_settings`: steps, guidance_weight, guidance_interval, guidance_rescale, sampler, spacing,
-        window, weights, window_batch, approximations. With a window clips are made in windows of so many frames, which
-        MultiDiffusion joins: for clips that are longer than the model's.
+        window, weights, window_batch, approximations, start, zero_shot. With a window clips are made in windows of so
+        many frames, which MultiDiffusion joins: for clips that are longer than the model's.
 
     Returns:
       Clips in [-1, 1], at `run.config.clip.fps` frames per second.
 
     Raises:
       ValueError: a super-resolution run, a prompt that is too long, a number out of range, a window that is longer
-        than the clip, a negative prompt without guidance, approximations that do not fit, or a height that the mesh
-        does not divide.
+        than the clip, a negative prompt without guidance, approximations that do not fit, a height that the mesh
+        does not divide, or something given that is not of the clip's size.
     """
     options = {"first_number": first_number, "frames": frames, "size": size, "negative_prompt": negative_prompt}
+    options |= {"given": given, "original": original}
     return _sample(run, prompts, seed, watch=False, **options, **choices).videos
 
 
@@ -93,15 +101,27 @@ def _sample(
     watch: bool,
     first_number: int = 0,
     negative_prompt: str = "",
+    given: Condition | None = None,
+    original: np.ndarray | None = None,
     **choices: Any,
 ) -> Sampled:
-    clip, settings = _clip_and_settings(run, negative_prompt=negative_prompt, **choices)
+    options = {"negative_prompt": negative_prompt, "given": given, "original": original}
+    clip, settings = _clip_and_settings(run, **options, **choices)
     # The devices along data get equally many, if need be clips that nobody asked for.
     count = _next_multiple(len(prompts), run.mesh.shape["data"])
     padded = [*prompts, *[""] * (count - len(prompts))]
     tokens = encode_prompts(run, padded, negative_prompt=negative_prompt)
     numbers = np.arange(first_number, first_number + count, dtype=np.int32)
-    return _first(len(prompts), _sample_on_mesh(run, jax.random.key(seed), numbers, tokens, clip, settings, watch))
+    given = nothing_given(*clip) if given is None and settings.is_conditional else given
+    inputs = (numbers, tokens, *jax.tree.map(lambda video: _for_each(video, len(prompts), count), (given, original)))
+    return _first(len(prompts), _sample_on_mesh(run, jax.random.key(seed), inputs, clip, settings, watch))
+
+
+def _for_each(video: np.ndarray, prompts: int, count: int) -> np.ndarray:
+    """`count` videos: of one for all prompts, or of one for each of them and more that nobody asked for."""
+    if video.ndim == partitioning.VIDEO_NDIM - 1:
+        return np.repeat(video[None], count, axis=0)
+    return np.concatenate([video, np.zeros((count - prompts, *video.shape[1:]), video.dtype)])
 
 
 def _clip_and_settings(
@@ -110,14 +130,18 @@ def _clip_and_settings(
     frames: int | None = None,
     size: tuple[int, int] | None = None,
     negative_prompt: str = "",
+    given: Condition | None = None,
+    original: np.ndarray | None = None,
     **choices: Any,
 ) -> tuple[tuple[int, int, int], Settings]:
     """(frames, height, width) and the settings that a caller's choices come to; raises for those that do not fit."""
     if run.config.diffusion.low_res_factor:
         raise ValueError(f"{run.path} is a super-resolution run: give it as super_resolution, beside a base run")
     settings = sampling_settings(run.config, **choices)
-    height, width = size or (run.config.clip.size, run.config.clip.size)
-    frames = run.config.clip.frames if frames is None else frames
+    shapes = [video.shape[-4:-1] for video in (given and given.mask, original) if video is not None]
+    default = shapes[0] if shapes else (run.config.clip.frames, run.config.clip.size, run.config.clip.size)
+    height, width = size or default[1:]
+    frames = default[0] if frames is None else frames
     if frames < 1 or height < 1 or width < 1:
         raise ValueError(f"frames={frames} and size={(height, width)} must be positive")
     if height % run.mesh.shape["rows"]:
@@ -125,10 +149,28 @@ def _clip_and_settings(
             f"clips of height {height} cannot be divided over rows={run.mesh.shape['rows']} devices: choose another "
             "height, or another --mesh_rows"
         )
+    if any(shape != (frames, height, width) for shape in shapes):
+        raise ValueError(f"clips of {(frames, height, width)} are asked for, but what is given has {shapes}")
+    _check_given(run, given, original, settings)
     check_window(choices.get("window"), frames)
     check_negative_prompt(negative_prompt, settings)
     settings.approximations.check(frames, run.model.unet.config.shallow_layers)
     return (frames, height, width), settings
+
+
+def _check_given(run: Run, given: Condition | None, original: np.ndarray | None, settings: Settings) -> None:
+    """Raises a ValueError for conditions that the network or the settings have no use for."""
+    if given is not None and not settings.is_conditional and not settings.zero_shot:
+        raise ValueError(
+            f"{run.path} is no conditional model: fine-tune it (configs/conditional.py), or ask for zero_shot, which "
+            "replaces what is given at every step"
+        )
+    if settings.zero_shot and given is None:
+        raise ValueError("zero_shot says how what is given is made use of, and nothing is given")
+    if original is None and settings.start < 1.0:
+        raise ValueError(f"start={settings.start} is where an original clip is taken up, and there is none")
+    if (given is not None or settings.is_conditional) and settings.approximations != Approximations():
+        raise ValueError(f"{settings.approximations}: only plain text-to-video is approximated, not conditional models")
 
 
 def _first(count: int, clips: Sampled) -> Sampled:
@@ -210,14 +252,13 @@ def check_negative_prompt(negative_prompt: str, settings: Settings) -> None:
 def _sample_on_mesh(
     run: Run,
     key: Array,
-    numbers: Int32[np.ndarray, " batch"],
-    tokens: tuple[np.ndarray, np.ndarray],
+    inputs: tuple[Any, ...],
     clip: tuple[int, int, int],
     settings: Settings,
     watch: bool,
 ) -> Sampled:
     """One call of the compiled program, for one batch; every process has the whole batch, and gets all of its clips."""
-    batch = partitioning.divide_batch(run.mesh, (numbers, tokens))
+    batch = partitioning.divide_batch(run.mesh, inputs)
     sharding = partitioning.batch_sharding(run.mesh)
     sampled, watched = sample_program(
         nnx.graphdef(run.model),
@@ -240,6 +281,8 @@ def sample_program(
     key: Array,
     numbers: Int32[Array, " batch"],
     tokens: tuple[Array, Array],
+    given: Condition | None = None,
+    original: Float[Array, "batch frames height width 3"] | None = None,
     *,
     clip: tuple[int, int, int],
     settings: Settings,
@@ -253,6 +296,8 @@ def sample_program(
       key: of all noise.
       numbers: of the prompts; a clip's noise depends on the key and its number alone.
       tokens: of the prompts, and of the empty prompt: ids, or embeddings that were made ahead of time.
+      given: what of the clips is given.
+      original: clips that are taken up, noised, at `settings.start`.
       clip: (frames, height, width).
       settings: from `sampling_settings`.
       sharding: of videos.
@@ -261,13 +306,23 @@ def sample_program(
 
     starts, steps = (jax.vmap(functools.partial(clip_key, key, stream))(numbers) for stream in range(2))
     noise = jax.vmap(lambda start: jax.random.normal(start, (*clip, 3)))(starts)
-    noise = jax.lax.with_sharding_constraint(noise, sharding)
+    noise, given, original = (
+        jax.tree.map(lambda video: jax.lax.with_sharding_constraint(video, sharding), videos)
+        for videos in (noise, given, original)
+    )
+    if settings.start < 1.0:
+        alpha, sigma = settings.schedule.alpha_sigma(jnp.asarray(settings.times()[0]))
+        noise = alpha * original + sigma * noise
+    beside = given.channels() if settings.is_conditional else None
+    if settings.is_conditional and settings.zero_shot:
+        beside = jnp.zeros_like(beside)
     model = nnx.merge(graphdef, parameters)
     texts = tuple(model.embed_text(ids) for ids in tokens)
     predict = _network(model, settings)
     on_mesh = partitioning.on_mesh(sharding.mesh, generate)
     middle = (lambda x0: x0[:, clip[0] // 2]) if watch else (lambda x0: None)
-    sampled, watched = on_mesh(predict, noise, texts, None, None, steps, settings, sharding, middle)
+    replaced = given if settings.zero_shot else None
+    sampled, watched = on_mesh(predict, noise, texts, beside, None, steps, settings, sharding, middle, replaced)
     if watch:
         watched = jax.lax.with_sharding_constraint(jnp.moveaxis(watched, 0, 1), sharding)
     return jax.lax.with_sharding_constraint(sampled, sharding), watched

@@ -15,6 +15,7 @@ from lumiere_jax.checkpoints.run_directory import Run, RunDirectory
 from lumiere_jax.distributed import partitioning
 from lumiere_jax.distributed.mesh import make_mesh
 from lumiere_jax.models import parameter_partition
+from lumiere_jax.models.conditioning import expand_first_convolution
 from lumiere_jax.models.stunet import deflate
 from lumiere_jax.models.temporal import TemporalConfig
 from lumiere_jax.models.text_to_video import TextToVideo
@@ -23,12 +24,18 @@ from lumiere_jax.text.t5_encoder import T5Config, T5Encoder
 from lumiere_jax.text.tokenizer import train_tokenizer
 
 
-def random_run(super_resolution: bool = False, mesh: jax.sharding.Mesh | None = None) -> Run:
+def random_run(
+    super_resolution: bool = False, mesh: jax.sharding.Mesh | None = None, *, conditional: bool = False
+) -> Run:
     """A STUNet of widths 4 and 8, sampled by two steps of guided DDPM; for super-resolution in windows of 4 frames."""
     config = (ssr if super_resolution else stunet).get_config("test")
     config.temporal.update({"strides": (2,), "norm_groups": 2, "attention_head_dim": 4, "attention_layers": 2})
     config.sampling.update({"sampler": "ddpm", "steps": 2, "guidance": 2.0})
-    return _run_of(config, smallest_stunet(super_resolution=super_resolution), mesh)
+    unet = smallest_stunet(super_resolution=super_resolution)
+    if conditional:
+        config.conditioning = {"base": "", "masks": {"nothing": 1.0}}
+        unet = expand_first_convolution(unet, rngs=nnx.Rngs(0))
+    return _run_of(config, unet, mesh)
 
 
 def random_super_resolution_4x() -> Run:

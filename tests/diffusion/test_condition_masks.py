@@ -1,0 +1,89 @@
+"""The masks that the conditional model is trained with."""
+
+import jax
+import numpy as np
+import pytest
+
+from configs import conditional
+from lumiere_jax.diffusion.condition_masks import _KINDS, draw_masks
+
+SHAPE = (6, 24, 32)
+
+
+def drawn(kind, clips=64):
+    return np.asarray(draw_masks(jax.random.key(0), {kind: 1.0}, clips, SHAPE))[..., 0]
+
+
+def test_whole_frames():
+    assert not drawn("nothing").any()
+    assert drawn("everything").all()
+    frames = {kind: drawn(kind)[:, :, 0, 0] for kind in ("first_frame", "first_and_last", "any_frames")}
+    assert frames["first_frame"].tolist() == [[1, 0, 0, 0, 0, 0]] * 64
+    assert frames["first_and_last"].tolist() == [[1, 0, 0, 0, 0, 1]] * 64
+    assert set(frames["any_frames"].sum(1)) == set(range(7))
+    for kind, of_frame in frames.items():
+        np.testing.assert_array_equal(drawn(kind), np.broadcast_to(of_frame[..., None, None], (64, *SHAPE)))
+
+
+@pytest.mark.parametrize("kind", ["still_box", "moving_box"])
+def test_boxes_are_boxes(kind):
+    moved = set()
+    for mask in drawn(kind):
+        corners = []
+        for frame in mask:
+            rows, columns = (np.flatnonzero((frame == 0).any(axis)) for axis in (1, 0))
+            assert (frame[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] == 0).all()
+            for found, side in ((rows, SHAPE[1]), (columns, SHAPE[2])):
+                assert 0.25 * side - 1 <= len(found) <= 0.75 * side + 1
+            corners.append((rows[0], columns[0]))
+        moved.add(corners[0] != corners[-1])
+    assert moved == ({False} if kind == "still_box" else {True, False}) or moved == {kind == "moving_box"}
+
+
+def test_a_region_is_a_still_box_but_for_the_first_frame():
+    masks = drawn("region")
+    assert masks[:, 0].all()
+    assert (masks[:, 1:] == masks[:, 1:2]).all()
+    assert not masks[:, 1].all((1, 2)).any()
+
+
+def test_a_border_is_around_a_rectangle():
+    sides = set()
+    for mask in drawn("border"):
+        assert (mask == mask[0]).all()
+        rows, columns = (np.flatnonzero(mask[0].any(axis)) for axis in (1, 0))
+        assert mask[0, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all()
+        sides.add((rows[0] > 0, rows[-1] < 23, columns[0] > 0, columns[-1] < 31))
+    assert len(sides) > 10  # of 16: any of the four
+
+
+def test_a_brush_stroke_is_thin_and_connected():
+    for mask in drawn("brush", 16):
+        assert (mask == mask[0]).all()
+        stroke = mask[0] == 0
+        assert 0 < stroke.mean() < 0.6
+        reached = np.zeros_like(stroke)
+        reached[tuple(np.argwhere(stroke)[0])] = True
+        for _ in range(stroke.size):
+            padded = np.pad(reached, 1)
+            shifts = [padded[y : y + 24, x : x + 32] for y in range(3) for x in range(3)]
+            grown = stroke & np.any(shifts, axis=0)
+            if (grown == reached).all():
+                break
+            reached = grown
+        assert (reached == stroke).all()
+
+
+def test_kinds_come_as_often_as_the_config_says():
+    shares = {"nothing": 3.0, "everything": 1.0}
+    masks = np.asarray(draw_masks(jax.random.key(1), shares, 2000, (1, 1, 1)))
+    assert masks.mean() == pytest.approx(0.25, abs=0.03)
+    assert set(conditional.get_config().conditioning.masks) == set(_KINDS)
+
+
+def test_unknown_kinds_and_shares():
+    with pytest.raises(ValueError, match=r"there is no kind 'frist': use nothing, "):
+        draw_masks(jax.random.key(0), {"frist": 1.0}, 1, SHAPE)
+    for shares in ({"nothing": 0.0}, {"nothing": -1.0, "border": 2.0}, {"nothing": float("nan")}, {}):
+        with pytest.raises(ValueError, match="give shares from 0, not all of them 0"):
+            draw_masks(jax.random.key(0), shares, 1, SHAPE)
