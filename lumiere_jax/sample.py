@@ -1,5 +1,6 @@
 """Sampling: `python -m lumiere_jax.sample --checkpoint=DIR --prompt="a red circle moving left" --output=DIR`.
 
+`--task` is given more than a prompt: an image to be animated, a video to be completed or edited (sample_tasks.py).
 For every prompt and resolution: mp4, gif, contact sheet, X-T slice, and a JSON file that says how it was made.
 The same seed gives the same pixels. The functions behind it are importable: see `lumiere_jax`.
 On several hosts each runs the same command (`distributed/mesh.py`), and the first one writes.
@@ -30,6 +31,8 @@ from lumiere_jax.models.int8_weights import Int8, to_int8
 from lumiere_jax.pipelines.results import file_name, library_versions, open_video_files, video_files
 from lumiere_jax.pipelines.super_resolution import prepare_chain
 from lumiere_jax.pipelines.text_to_video import sample_in_batches
+from lumiere_jax.pipelines.video_editing import image_model_of
+from lumiere_jax.sample_tasks import Task, check_task_flags, define_task_flags, read_task
 
 
 def sample(
@@ -45,6 +48,7 @@ def sample(
     enlarging: Mapping[str, Any] | None = None,
     denoising: bool = False,
     approximations: Approximations | None = None,
+    task: Task | None = None,
     **choices: Any,
 ) -> None:
     """Samples every prompt and writes it, at the base and, with `super_resolution`, at the highest resolution.
@@ -60,26 +64,35 @@ def sample(
       enlarging: choices of `super_resolution.prepare`, for all of `super_resolution`.
       denoising: whether to write how the base clips come about, too.
       approximations: of the base clips; default: none.
+      task: what is given beside prompts; default: nothing.
       **choices: the other arguments of `sample_videos`.
 
     Raises:
       ValueError: as `sample_in_batches` and `prepare_chain`, before any work.
       MemoryError: as `prepare_chain`.
     """
-    enlarging = dict(enlarging or {})
+    enlarging, task = dict(enlarging or {}), task or Task()
     # Checked before the chain is prepared, which compiles programs; sampled when the first batch is asked for.
     clips = {"seed": seed, "batch_size": batch_size, "frames": frames, "size": size, "watch": denoising}
-    batches = sample_in_batches(run, prompts, approximations=approximations, **clips, **choices)
+    run = image_model_of(run) if task.frame_by_frame else run
+    batches = sample_in_batches(run, prompts, approximations=approximations, **clips, **task.choices(), **choices)
     chain = prepare_chain(super_resolution, (frames, *size), prompts, clips=len(prompts), **enlarging)
     for stage in chain:
         processes.say(stage.line())
     approximated = dataclasses.asdict(approximations or Approximations())
-    made_with = {"seed": seed, **choices, "approximations": approximated, "versions": library_versions()}
+    made_with = {
+        "seed": seed,
+        **task.facts(),
+        **choices,
+        "approximations": approximated,
+        "versions": library_versions(),
+    }
     made_with |= {"checkpoint": _description(run)}
     enlarged_with = made_with | {"super_resolution": [_description(each) | enlarging for each in super_resolution]}
     fps, first = run.config.clip.fps, 0
     for videos, pictures in batches:
         batch = prompts[first : first + len(videos)]
+        videos = task.given.paste(videos) if task.paste_known else videos
         write_frames(_frames_of(videos), batch, first, "", output, (frames, *size), fps, made_with)
         if denoising and processes.is_first():
             for number, (prompt, clip) in enumerate(zip(batch, pictures, strict=True), start=first):
@@ -248,6 +261,7 @@ def define_flags() -> None:
         ["uniform", "feathered"],
         "How windows and tiles are averaged, at all resolutions; default: the config's, or uniform as in the paper.",
     )
+    define_task_flags()
     define_approximation_flags()
     define_device_flags()
     define_memory_flags()
@@ -328,6 +342,7 @@ def main(_argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     with processes.ended_by_errors(ValueError, OSError, MemoryError, CheckpointError):
         prompts = read_prompts(FLAGS.prompt, FLAGS.prompts_file)
+        check_task_flags()
         interval, windows, enlarging = _interval(FLAGS.guidance_interval), window_flags(), enlarging_flags()
         approximations = approximation_flags()
         both = {"text_checkpoint": FLAGS.text_checkpoint, "tokenizer": FLAGS.tokenizer}
@@ -337,6 +352,9 @@ def main(_argv: list[str]) -> None:
         # One that is named twice is loaded once.
         load_once = functools.cache(lambda path, init_from: load(path, init_from=init_from, **both))
         chain = list(map(load_once, FLAGS.super_resolution, moved))
+        frames, height = FLAGS.frames or run.config.clip.frames, FLAGS.height or run.config.clip.size
+        task = read_task(run, frames=frames, height=height)
+        size = task.clip[1:] if task.clip else (height, FLAGS.width or run.config.clip.size)
         if FLAGS.int8:
             for network in {id(each): each.model.unet for each in (run, *chain)}.values():
                 to_int8(network)
@@ -347,8 +365,9 @@ def main(_argv: list[str]) -> None:
             pathlib.Path(FLAGS.output),
             seed=FLAGS.seed,
             batch_size=FLAGS.batch_size,
-            frames=FLAGS.frames or run.config.clip.frames,
-            size=(FLAGS.height or run.config.clip.size, FLAGS.width or run.config.clip.size),
+            frames=frames,
+            size=size,
+            task=task,
             enlarging=enlarging,
             steps=FLAGS.steps,
             guidance_weight=FLAGS.guidance,

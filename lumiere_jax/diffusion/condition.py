@@ -16,7 +16,7 @@ CHANNELS = 4  # of C and M
 
 Image = Float[np.ndarray, "height width 3"]
 Video = Float[np.ndarray, "frames height width 3"]
-Region = Float[np.ndarray, "*region"]  # [height, width], or [frames, height, width]
+Region = Float[np.ndarray, "..."]  # [height, width], or [frames, height, width]
 
 
 class Condition(NamedTuple):
@@ -154,16 +154,28 @@ def resized(condition: Condition, height: int, width: int) -> Condition:
     Raises:
       ValueError: nothing is left of what was given.
     """
-    rows, columns = (_coverage(*sizes) for sizes in zip(condition.mask.shape[-3:-1], (height, width), strict=True))
-    cover = "hH,...HWc,wW->...hwc"
-    missing = np.einsum(
-        cover, (rows > 0).astype(np.float32), 1.0 - condition.mask, (columns > 0).astype(np.float32), optimize=True
-    )
-    mask = (missing == 0).astype(np.float32)
+    hole = resized_region(1.0 - condition.mask[..., 0], height, width)
+    mask = 1.0 - hole[..., None]
     if np.any(condition.mask) and not np.any(mask):
         raise ValueError(f"at {_size((height, width))} no pixel lies inside of what is given: give more of the clip")
-    video = np.einsum(cover, rows, condition.video * condition.mask, columns, optimize=True)
-    return Condition((video * mask).astype(np.float32), mask)
+    return Condition(resized_image(condition.video * condition.mask, height, width) * mask, mask)
+
+
+def resized_image(
+    image: Float[np.ndarray, "*batch height width 3"], height: int, width: int
+) -> Float[np.ndarray, "*batch new_height new_width 3"]:
+    """Images of which each pixel is the mean of what it covers, smaller or larger."""
+    rows, columns = _coverage(image.shape[-3], height), _coverage(image.shape[-2], width)
+    return np.einsum("hH,...HWc,wW->...hwc", rows, image, columns, optimize=True).astype(np.float32)
+
+
+def resized_region(region: Region, height: int, width: int) -> Region:
+    """A region, 0 or 1, at another size: each pixel is 1 that covers any part of it."""
+    rows, columns = (_coverage(*sizes) > 0 for sizes in zip(region.shape[-2:], (height, width), strict=True))
+    covered = np.einsum(
+        "hH,...HW,wW->...hw", *(part.astype(np.float32) for part in (rows, region > 0, columns)), optimize=True
+    )
+    return (covered > 0).astype(np.float32)
 
 
 def _coverage(old: int, new: int) -> Float[np.ndarray, "new old"]:

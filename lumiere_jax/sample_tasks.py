@@ -1,0 +1,180 @@
+"""What `python -m lumiere_jax.sample --task=...` is given beside a prompt: flags and files to what samplers take.
+
+    --task=image_to_video --image=FILE [--keyframe=INDEX:FILE ...]
+    --task=inpaint        --video=FILE --mask=FILE
+    --task=outpaint       --video=FILE --border=TOP,BOTTOM,LEFT,RIGHT
+    --task=cinemagraph    --image=FILE --mask=FILE
+    --task=edit           --video=FILE --strength=SHARE
+
+All but `edit` need a conditional model (configs/conditional.py), or --zero_shot.
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from absl import flags
+from absl.flags import FLAGS
+
+from lumiere_jax.checkpoints.run_directory import Run
+from lumiere_jax.data.task_inputs import frame_size, image_for, mask_for, proportional_width, video_for
+from lumiere_jax.diffusion import condition
+from lumiere_jax.diffusion.condition import Condition
+
+# The flags that each task needs, and those that it may be given, too.
+_TASKS: dict[str, tuple[set[str], set[str]]] = {
+    "text_to_video": (set(), set()),
+    "image_to_video": (set(), {"image", "keyframe", "zero_shot", "paste_known"}),
+    "inpaint": ({"video", "mask"}, {"zero_shot", "paste_known"}),
+    "outpaint": ({"video", "border"}, {"zero_shot", "paste_known"}),
+    "cinemagraph": ({"image", "mask"}, {"zero_shot", "paste_known"}),
+    "edit": ({"video", "strength"}, {"frame_by_frame"}),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What is asked for beside prompts.
+
+    Attributes:
+      name: of `--task`.
+      given: what of all clips is given.
+      original: the clip that is edited.
+      strength: how much of it is changed, see `video_editing.py`.
+      zero_shot: see `conditional_generation.py`.
+      paste_known: whether what is given is put into the result.
+      frame_by_frame: whether each frame is edited by itself.
+      files: where all came from, for people.
+    """
+
+    name: str = "text_to_video"
+    given: Condition | None = None
+    original: np.ndarray | None = None
+    strength: float | None = None
+    zero_shot: bool = False
+    paste_known: bool = False
+    frame_by_frame: bool = False
+    files: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def clip(self) -> tuple[int, int, int] | None:
+        """(frames, height, width) of the clips; None where nothing says it."""
+        video = self.original if self.given is None else self.given.mask
+        return None if video is None else video.shape[:3]
+
+    def choices(self) -> dict[str, Any]:
+        """Arguments of `sample_videos`."""
+        if self.original is not None:
+            return {"original": self.original, "start": self.strength}
+        return {} if self.given is None else {"given": self.given, "zero_shot": self.zero_shot}
+
+    def facts(self) -> dict[str, Any]:
+        """For the clips' sidecars."""
+        names = ("strength", "zero_shot", "paste_known", "frame_by_frame")
+        return {"task": self.name, **self.files} | {name: getattr(self, name) for name in names if getattr(self, name)}
+
+
+def define_task_flags() -> None:
+    """What is given beside the prompt."""
+    flags.DEFINE_enum(
+        "task", "text_to_video", list(_TASKS), "What to make; each task needs flags of those that follow."
+    )
+    flags.DEFINE_string("image", None, "Of image_to_video: the first frame. Of cinemagraph: the still image.")
+    flags.DEFINE_multi_string(
+        "keyframe", [], "Of image_to_video: INDEX:FILE, an image for another frame, from 0 on; may be repeated."
+    )
+    flags.DEFINE_string(
+        "video", None, "Of inpaint, outpaint and edit: a video; its first frames are taken, at the model's rate."
+    )
+    flags.DEFINE_string(
+        "mask",
+        None,
+        "Of inpaint and cinemagraph: an image (or, of inpaint, a video) as large as the other, white (or transparent) "
+        "where the model makes new pixels.",
+    )
+    flags.DEFINE_list(
+        "border", None, "Of outpaint: TOP,BOTTOM,LEFT,RIGHT, the shares of the result's height and width that are new."
+    )
+    flags.DEFINE_float("strength", None, "Of edit: from 0, which changes nothing, to 1, which keeps nothing.")
+    flags.DEFINE_bool("frame_by_frame", False, "Of edit: each frame by itself, with the image model.")
+    flags.DEFINE_bool("zero_shot", False, "Replace what is given at every step, where the model is no conditional one.")
+    flags.DEFINE_bool("paste_known", False, "Put what is given into the result, which else comes near to it only.")
+
+
+def check_task_flags() -> None:
+    """Raises a ValueError for flags that the task lacks, or that it has no use for; before anything is loaded."""
+    needed, possible = _TASKS[FLAGS.task]
+    known = set().union(*(flags_of for both in _TASKS.values() for flags_of in both))
+    given = {name for name in known if FLAGS[name].value != FLAGS[name].default}
+    if missing := sorted(needed - given):
+        raise ValueError(f"--task={FLAGS.task} needs --{' and --'.join(missing)}")
+    if FLAGS.task == "image_to_video" and not given & {"image", "keyframe"}:
+        raise ValueError("--task=image_to_video needs --image, or --keyframe")
+    if useless := sorted(given - needed - possible):
+        raise ValueError(f"--{useless[0]} says nothing to --task={FLAGS.task}")
+    if FLAGS.task != "text_to_video" and FLAGS.width is not None:
+        raise ValueError(f"--width={FLAGS.width}: --task={FLAGS.task} takes it from the files; give --height alone")
+    if FLAGS.strength is not None and not 0.0 < FLAGS.strength <= 1.0:
+        raise ValueError(f"--strength={FLAGS.strength}: give a share above 0, and at most 1")
+
+
+def read_task(run: Run, *, frames: int, height: int) -> Task:
+    """The task that the flags ask for, with its files read, at the size that clips are made in.
+
+    Args:
+      run: whose clips' rate is taken.
+      frames: of a clip.
+      height: of a clip; its width is what the files' proportions make it.
+
+    Raises:
+      ValueError: files that do not fit, or the task.
+      FileNotFoundError: one is missing.
+    """
+    fps, name = run.config.clip.fps, FLAGS.task
+    if name == "text_to_video":
+        return Task()
+    files = {flag: FLAGS[flag].value for flag in ("image", "keyframe", "video", "mask", "border") if FLAGS[flag].value}
+    if name == "edit":
+        original = video_for(FLAGS.video, frames=frames, fps=fps, height=height)
+        return Task(name, original=original, strength=FLAGS.strength, frame_by_frame=FLAGS.frame_by_frame, files=files)
+    if name == "image_to_video":
+        images = {0: image_for(FLAGS.image, height)} if FLAGS.image else {}
+        for index, file in map(_keyframe, FLAGS.keyframe):
+            if index in images:
+                raise ValueError(f"--keyframe={index}:{file}: frame {index} is given already")
+            images[index] = image_for(file, height)
+        given = condition.keyframes(images, frames)
+    elif name == "outpaint":
+        given = _outpainting(FLAGS.border, frames, fps, height)
+    else:
+        of = frame_size(FLAGS.video if name == "inpaint" else FLAGS.image)
+        size = (height, proportional_width(of, height))
+        mask = mask_for(FLAGS.mask, frames=frames, fps=fps, size=size, of=of)
+        if name == "inpaint":
+            given = condition.inpainting(video_for(FLAGS.video, frames=frames, fps=fps, height=height), mask)
+        else:
+            given = condition.cinemagraph(image_for(FLAGS.image, height), mask, frames)
+    return Task(name, given, zero_shot=FLAGS.zero_shot, paste_known=FLAGS.paste_known, files=files)
+
+
+def _keyframe(argument: str) -> tuple[int, str]:
+    index, _, file = argument.partition(":")
+    if not index.isdecimal() or not file:
+        raise ValueError(f"--keyframe={argument}: give INDEX:FILE, such as 15:last.png")
+    return int(index), file
+
+
+def _outpainting(border: list[str], frames: int, fps: float | int, height: int) -> Condition:
+    """A video inside of a clip of that height."""
+    try:
+        top, bottom, left, right = map(float, border)
+    except ValueError:
+        raise ValueError(f"--border={','.join(border)}: give four shares, TOP,BOTTOM,LEFT,RIGHT") from None
+    if min(top, bottom, left, right) < 0 or top + bottom >= 1 or left + right >= 1:
+        raise ValueError(
+            f"--border={','.join(border)}: give shares from 0, less than 1 from top to bottom, left to right"
+        )
+    above, below = round(top * height), round(bottom * height)
+    video = video_for(FLAGS.video, frames=frames, fps=fps, height=max(1, height - above - below))
+    width = video.shape[2] / (1.0 - left - right)
+    return condition.outpainting(video, top=above, bottom=below, left=round(left * width), right=round(right * width))

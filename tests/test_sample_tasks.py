@@ -1,0 +1,140 @@
+"""The tasks of the sampling command: flags and files to conditions, and one of them whole."""
+
+import json
+import types
+
+import numpy as np
+import pytest
+from PIL import Image
+from random_runs import random_run, write_run
+from small_runs import command
+
+from lumiere_jax import sample_tasks
+from lumiere_jax.data.video_io import decode_video, to_uint8, write_mp4
+
+
+class Flags(types.SimpleNamespace):
+    """Parsed flags, as far as `sample_tasks` reads them."""
+
+    def __init__(self, task, **given):
+        names = ("image", "video", "mask", "border", "strength", "width")
+        unset = dict.fromkeys(names) | {
+            "keyframe": [],
+            "frame_by_frame": False,
+            "zero_shot": False,
+            "paste_known": False,
+        }
+        super().__init__(task=task, unset=unset, **unset | given)
+
+    def __getitem__(self, name):
+        return types.SimpleNamespace(value=getattr(self, name), default=self.unset[name])
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Images, a mask and a video of 24x48 pixels and 16 frames at 8 per second."""
+    directory, draw = tmp_path_factory.mktemp("files"), np.random.default_rng(0)
+    blocks = draw.integers(0, 255, (18, 3, 6, 3), np.uint8).repeat(8, 1).repeat(8, 2)
+    for name, image in (("first", blocks[0]), ("last", blocks[1])):
+        Image.fromarray(image).save(directory / f"{name}.png")
+    mask = np.zeros((24, 48), np.uint8)
+    mask[:, 24:] = 255
+    Image.fromarray(mask).save(directory / "mask.png")
+    write_mp4(directory / "video.mp4", blocks[2:], 8, lossless=True)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def run():
+    return random_run(conditional=True)
+
+
+def read(monkeypatch, run, task, frames=4, height=12, **given):
+    monkeypatch.setattr(sample_tasks, "FLAGS", Flags(task, **given))
+    sample_tasks.check_task_flags()
+    return sample_tasks.read_task(run, frames=frames, height=height)
+
+
+def test_image_to_video(monkeypatch, run, files):
+    first, last = files / "first.png", files / "last.png"
+    task = read(monkeypatch, run, "image_to_video", image=first, keyframe=[f"3:{last}"], zero_shot=True)
+    assert task.clip == (4, 12, 24)
+    assert task.given.mask[:, 0, 0, 0].tolist() == [1, 0, 0, 1]
+    small = np.asarray(Image.open(last)).reshape(12, 2, 24, 2, 3).mean((1, 3))
+    np.testing.assert_allclose(task.given.video[3], small / 127.5 - 1, atol=1e-5)
+    assert task.choices() == {"given": task.given, "zero_shot": True}
+
+
+def test_inpaint_and_cinemagraph(monkeypatch, run, files):
+    inpaint = read(monkeypatch, run, "inpaint", video=files / "video.mp4", mask=files / "mask.png")
+    cinemagraph = read(monkeypatch, run, "cinemagraph", image=files / "first.png", mask=files / "mask.png")
+    left = np.broadcast_to(np.arange(24) < 12, (4, 12, 24))
+    np.testing.assert_array_equal(inpaint.given.mask[..., 0], left)
+    np.testing.assert_array_equal(cinemagraph.given.mask[1:, ..., 0], left[1:])
+    assert cinemagraph.given.mask[0].all()
+    frames, _ = decode_video(files / "video.mp4")
+    small = frames[:4].reshape(4, 12, 2, 24, 2, 3).mean((2, 4))
+    np.testing.assert_allclose(inpaint.given.video, small / 127.5 - 1, atol=1e-5)
+
+
+def test_outpaint(monkeypatch, run, files):
+    border = ["0.25", "0", "0.1", ".3"]
+    task = read(monkeypatch, run, "outpaint", video=files / "video.mp4", border=border, height=16)
+    assert task.clip == (4, 16, 40)  # 12x24 inside: 3/4 of the height, 6/10 of the width
+    inside = np.zeros((16, 40))
+    inside[4:, 4:28] = 1
+    np.testing.assert_array_equal(task.given.mask[2, ..., 0], inside)
+
+
+def test_edit(monkeypatch, run, files):
+    task = read(monkeypatch, run, "edit", video=files / "video.mp4", strength=0.4, frame_by_frame=True)
+    assert task.clip == task.original.shape[:3] == (4, 12, 24)
+    assert task.choices() == {"original": task.original, "start": 0.4}
+    assert task.facts() == {
+        "task": "edit",
+        "video": files / "video.mp4",
+        "strength": 0.4,
+        "frame_by_frame": True,
+    }
+
+
+@pytest.mark.parametrize(
+    ("task", "given", "message"),
+    [
+        ("inpaint", {"video": "a.mp4"}, "--task=inpaint needs --mask"),
+        ("outpaint", {}, "--task=outpaint needs --border and --video"),
+        ("image_to_video", {"zero_shot": True}, "--task=image_to_video needs --image, or --keyframe"),
+        ("text_to_video", {"image": "a.png"}, "--image says nothing to --task=text_to_video"),
+        ("edit", {"video": "a.mp4", "strength": 0.5, "mask": "b.png"}, "--mask says nothing to --task=edit"),
+        ("edit", {"video": "a.mp4", "strength": 0.5, "width": 8}, "--width=8: --task=edit takes it from the files"),
+        ("edit", {"video": "a.mp4", "strength": 1.5}, "--strength=1.5: give a share above 0, and at most 1"),
+        ("edit", {"video": "a.mp4", "strength": 0.0}, "--strength=0.0: give a share above 0"),
+        ("image_to_video", {"keyframe": ["last.png"]}, "--keyframe=last.png: give INDEX:FILE"),
+        ("image_to_video", {"image": "first.png", "keyframe": ["0:last.png"]}, "frame 0 is given already"),
+        ("outpaint", {"video": "video.mp4", "border": ["1", "2"]}, "--border=1,2: give four shares"),
+        ("outpaint", {"video": "video.mp4", "border": [".5", ".5", "0", "0"]}, "give shares from 0, less than 1"),
+        ("inpaint", {"video": "video.mp4", "mask": "gone.png"}, "gone.png"),
+    ],
+)
+def test_flags_that_do_not_fit(monkeypatch, run, files, task, given, message):
+    monkeypatch.chdir(files)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        read(monkeypatch, run, task, **given)
+
+
+def test_the_command(run, files, tmp_path):
+    """A cinemagraph, exact outside of its region; and what is said to a model that has not learned conditions."""
+    write_run(run, tmp_path / "run")
+    options = ["--task=cinemagraph", f"--image={files / 'first.png'}", f"--mask={files / 'mask.png'}", "--paste_known"]
+    options += ["--prompt=a red circle", f"--output={tmp_path / 'clips'}", "--height=16", "--frames=4"]
+    process = command("sample", f"--checkpoint={tmp_path / 'run'}", *options)
+    printed, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, printed
+    (sheet,) = (tmp_path / "clips").glob("*_sheet.png")
+    frames = np.asarray(Image.open(sheet))
+    assert frames.shape[0] == 16
+    left = to_uint8(sample_tasks.image_for(files / "first.png", 16))[:, :16]
+    for column in range(0, frames.shape[1], frames.shape[1] // 4 + 1):
+        np.testing.assert_array_equal(frames[:, column : column + 16], left)
+    made = json.loads(next((tmp_path / "clips").glob("*.json")).read_text())
+    assert (made["task"], made["image"], made["paste_known"]) == ("cinemagraph", str(files / "first.png"), True)
