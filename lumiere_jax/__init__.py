@@ -16,6 +16,9 @@ _PUBLIC = {
     "make_mesh": "lumiere_jax.distributed.mesh",
     "sample_videos": "lumiere_jax.pipelines.text_to_video",
     "watch_denoising": "lumiere_jax.pipelines.text_to_video",
+    "Condition": "lumiere_jax.diffusion.condition",
+    "complete_videos": "lumiere_jax.pipelines.conditional_generation",
+    "edit_videos": "lumiere_jax.pipelines.video_editing",
     "super_resolve": "lumiere_jax.pipelines.super_resolution",
     "write_video": "lumiere_jax.pipelines.results",
 }
