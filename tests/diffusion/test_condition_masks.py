@@ -1,11 +1,14 @@
 """The masks that the conditional model is trained with."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from configs import conditional
+from lumiere_jax import train_step
 from lumiere_jax.diffusion.condition_masks import _KINDS, draw_masks
+from lumiere_jax.diffusion.noise_schedule import from_config
 
 SHAPE = (6, 24, 32)
 
@@ -87,3 +90,34 @@ def test_unknown_kinds_and_shares():
     for shares in ({"nothing": 0.0}, {"nothing": -1.0, "border": 2.0}, {"nothing": float("nan")}, {}):
         with pytest.raises(ValueError, match="give shares from 0, not all of them 0"):
             draw_masks(jax.random.key(0), shares, 1, SHAPE)
+
+
+class Recorder:
+    """Stands where the model does and keeps what it is given."""
+
+    def embed_text(self, tokens):
+        return tokens
+
+    def predict(self, x_t, time, text, beside, noise_level):
+        self.seen = beside, noise_level
+        return x_t
+
+
+def test_training_shows_the_masked_clip_and_the_mask():
+    video = jnp.asarray(np.random.default_rng(1).uniform(-1, 1, (4, 3, 8, 8, 3)), jnp.float32)
+    batch = train_step.Batch(video, jnp.zeros((4, 2), jnp.int32))
+    masks = (("first_frame", 1.0), ("moving_box", 1.0))
+    objective = train_step.Objective(from_config("cosine"), masks=masks)
+
+    @jax.jit
+    def shown(key):
+        model = Recorder()
+        draws = train_step._draw(jnp.full((4,), 0.5), key, key, video, objective)
+        train_step._loss(model, batch, draws, objective)
+        assert model.seen[1] is None
+        return model.seen[0], draws.mask
+
+    beside, mask = shown(jax.random.key(0))
+    np.testing.assert_array_equal(mask, draw_masks(jax.random.key(0), dict(masks), 4, (3, 8, 8)))
+    np.testing.assert_array_equal(beside, jnp.concatenate([jnp.where(mask > 0, video, 0), mask], axis=-1))
+    assert not np.array_equal(mask, shown(jax.random.key(1))[1])
