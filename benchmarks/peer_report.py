@@ -189,7 +189,7 @@ def plot(rows: Sequence[Row]) -> Figure:
     labels = [f"{row.network} {row.program.replace('_', ' ')}: {row.name}, {row.mode}" for row in measured]
     axis.barh(labels, medians, xerr=(below, above), capsize=3, color="tab:blue", alpha=0.7)
     axis.axvline(1, color="black", linewidth=1)
-    axis.set_xlabel(f"time of the peer over that of {OURS}: right of 1 ours is faster")
+    axis.set_xlabel(f"time of the peer / time of {OURS}\n(right of 1 ours is faster)")
     return figure
 
 

@@ -35,8 +35,7 @@ def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
             "region": 0.1,
         },
     }
-    config.training.learning_rate /= 2
     config.training.warmup_steps = min(config.training.warmup_steps, 20)
     if variant == "demo":
-        config.training.update({"steps": 500, "preview_every": 500})
+        config.training.update({"steps": 1200, "preview_every": 1200})
     return config
