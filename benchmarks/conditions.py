@@ -31,6 +31,8 @@ from lumiere_jax.diffusion.condition import Condition
 from lumiere_jax.distributed import platform
 from lumiere_jax.pipelines.text_to_video import sample_videos
 
+VERSIONS = ("jax", "jaxlib", "flax", "numpy")
+
 
 def conditions(clips: np.ndarray) -> dict[str, Condition]:
     """What is given of clips [clips, frames, height, width, 3], by the kind of task."""
@@ -104,7 +106,7 @@ def define_flags() -> None:
 def main(_argv: list[str]) -> None:
     """Entry point."""
     logging.set_verbosity(logging.WARNING)
-    facts = machine()
+    facts = machine(VERSIONS)
     try:
         conditional, base = load_run(FLAGS.checkpoint), load_run(FLAGS.base)
         check(conditional, base)

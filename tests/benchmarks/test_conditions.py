@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from random_runs import random_run
 
-from benchmarks.conditions import check, conditions, measure, table
+from benchmarks.conditions import VERSIONS, check, conditions, measure, table
+from benchmarks.machine import machine
 from benchmarks.temporal_seams import rendered_clips
 
 
@@ -27,6 +28,10 @@ def test_all_of_it():
     assert len(shown) == 4 * len(rows)
     np.testing.assert_array_equal(shown[3], clips[0])
     assert table(rows).splitlines()[2].startswith("| first frame | 0.2500 | ")
+
+
+def test_what_is_said_of_the_machine():
+    assert {"jax", "flax"} <= machine(VERSIONS)["versions"].keys()
 
 
 def test_runs_that_cannot_be_compared():
