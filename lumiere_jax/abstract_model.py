@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import ml_collections
 from flax import nnx
 
+from lumiere_jax.models.conditioning import expand_first_convolution
 from lumiere_jax.models.rematerialization import Rematerialization, rematerialize
 from lumiere_jax.models.stunet import inflate
 from lumiere_jax.models.temporal import TemporalConfig
@@ -20,12 +21,15 @@ class OneKey(nnx.Rngs):
         return jax.random.key(0)
 
 
-def abstract_unet(config: UNet2DConfig, temporal: TemporalConfig | None = None) -> UNet2D:
+def abstract_unet(
+    config: UNet2DConfig, temporal: TemporalConfig | None = None, *, is_conditional: bool = False
+) -> UNet2D:
     """A U-Net of any size, inflated if `temporal` is given; every parameter is a float32 `jax.ShapeDtypeStruct`."""
 
     def build() -> UNet2D:
         unet = UNet2D(config, rngs=OneKey(0))
-        return unet if temporal is None else inflate(unet, temporal, rngs=OneKey(0))
+        unet = unet if temporal is None else inflate(unet, temporal, rngs=OneKey(0))
+        return expand_first_convolution(unet, rngs=OneKey(0)) if is_conditional else unet
 
     return nnx.eval_shape(build)
 
@@ -36,9 +40,10 @@ def abstract_model(config: ml_collections.ConfigDict) -> TextToVideo:
     It has no text encoder: text comes as embeddings, as it does where they were made ahead of time.
 
     Args:
-      config: of configs/stunet.py or configs/ssr.py, any variant.
+      config: of configs/stunet.py, configs/conditional.py or configs/ssr.py, any variant.
     """
-    unet = abstract_unet(UNet2DConfig(**config.image_model.unet), TemporalConfig(**config.temporal))
+    fields, temporal = UNet2DConfig(**config.image_model.unet), TemporalConfig(**config.temporal)
+    unet = abstract_unet(fields, temporal, is_conditional="conditioning" in config)
     rematerialize(unet, Rematerialization(**config.remat))
     return TextToVideo(None, unet, dtype=jnp.dtype(config.compute_dtype))
 
