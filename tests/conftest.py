@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 
 # Before JAX starts, and in the processes that tests start: libtpu, which compiles for TPUs here, must not look for one.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -9,6 +10,9 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import jaxtyping
 import pytest
+
+# Where pytest itself was started in the background it ignores Ctrl-C, and so would what tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Every public function's shape annotations are checked while the tests run.
 jaxtyping.install_import_hook("lumiere_jax", "beartype.beartype")
