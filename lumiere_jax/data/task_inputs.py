@@ -16,9 +16,9 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from lumiere_jax.data.area_resizing import proportional_width, resized_image, resized_region
 from lumiere_jax.data.clip_sampling import sample_by_time
 from lumiere_jax.data.video_io import frame_to_rgb, open_video, to_float
-from lumiere_jax.diffusion.condition import resized_image, resized_region
 
 Frame = TypeVar("Frame")
 
@@ -149,11 +149,6 @@ def frame_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     with open_video(path, name=str(path)) as video:
         _, frame = next(iter(video.frames))
         return frame_to_rgb(frame).shape[:2]
-
-
-def proportional_width(size: tuple[int, int], height: int) -> int:
-    """The width that goes with a height, for something of `size` (height, width)."""
-    return max(1, round(height * size[1] / size[0]))
 
 
 def _frames_of(

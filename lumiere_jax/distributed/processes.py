@@ -56,11 +56,24 @@ def check_same(what: str, value: Any) -> None:
 
     Args:
       what: for people.
-      value: whose `repr` must be the same on all processes.
+      value: a tree of arrays, of which each number counts, and of things whose `repr` does.
     """
-    mine = np.frombuffer(hashlib.sha256(repr(value).encode()).digest(), np.uint32)
+    mine = np.frombuffer(digest(value), np.uint32)
     if jax.process_count() > 1 and len(np.unique(multihost_utils.process_allgather(mine), axis=0)) > 1:
         raise ValueError(f"{what} must be the same for all processes: start each with the same command")
+
+
+def digest(value: Any) -> bytes:
+    """SHA-256 of a tree of arrays and of things that their `repr` tells."""
+    leaves, structure = jax.tree.flatten(value)
+    found = hashlib.sha256(repr(structure).encode())
+    for leaf in leaves:
+        # The repr of a large array leaves most of it out.
+        if isinstance(leaf, np.ndarray):
+            found.update(f"{leaf.dtype} {leaf.shape}".encode() + leaf.tobytes())
+        else:
+            found.update(repr(leaf).encode())
+    return found.digest()
 
 
 @contextlib.contextmanager

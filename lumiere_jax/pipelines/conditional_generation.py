@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lumiere_jax.checkpoints.run_directory import Run
+from lumiere_jax.data.area_resizing import proportional_width
 from lumiere_jax.diffusion.condition import Condition, resized
 from lumiere_jax.pipelines.text_to_video import Videos, sample_videos
 
@@ -42,6 +43,5 @@ def fitted(run: Run, condition: Condition) -> Condition:
     Raises:
       ValueError: at that size nothing of what was given is left.
     """
-    height, width = condition.mask.shape[-3:-1]
-    size = run.config.clip.size
-    return condition if height == size else resized(condition, size, max(1, round(width * size / height)))
+    size, height = condition.mask.shape[-3:-1], run.config.clip.size
+    return condition if size[0] == height else resized(condition, height, proportional_width(size, height))

@@ -106,26 +106,32 @@ def _sample(
     **choices: Any,
 ) -> Sampled:
     options = {"negative_prompt": negative_prompt, "given": given, "original": original}
-    clip, settings = _clip_and_settings(run, **options, **choices)
+    clip, settings = _clip_and_settings(run, len(prompts), **options, **choices)
     # The devices along data get equally many, if need be clips that nobody asked for.
     count = _next_multiple(len(prompts), run.mesh.shape["data"])
     padded = [*prompts, *[""] * (count - len(prompts))]
     tokens = encode_prompts(run, padded, negative_prompt=negative_prompt)
     numbers = np.arange(first_number, first_number + count, dtype=np.int32)
     given = nothing_given(*clip) if given is None and settings.is_conditional else given
-    inputs = (numbers, tokens, *jax.tree.map(lambda video: _for_each(video, len(prompts), count), (given, original)))
+    inputs = (numbers, tokens, *jax.tree.map(lambda video: _for_each(video, count), (given, original)))
     return _first(len(prompts), _sample_on_mesh(run, jax.random.key(seed), inputs, clip, settings, watch))
 
 
-def _for_each(video: np.ndarray, prompts: int, count: int) -> np.ndarray:
+def _is_for_each(video: np.ndarray) -> bool:
+    """Whether there is one for each prompt, rather than one for all."""
+    return video.ndim == partitioning.VIDEO_NDIM
+
+
+def _for_each(video: np.ndarray, count: int) -> np.ndarray:
     """`count` videos: of one for all prompts, or of one for each of them and more that nobody asked for."""
-    if video.ndim == partitioning.VIDEO_NDIM - 1:
+    if not _is_for_each(video):
         return np.repeat(video[None], count, axis=0)
-    return np.concatenate([video, np.zeros((count - prompts, *video.shape[1:]), video.dtype)])
+    return np.concatenate([video, np.zeros((count - len(video), *video.shape[1:]), video.dtype)])
 
 
 def _clip_and_settings(
     run: Run,
+    prompts: int,
     *,
     frames: int | None = None,
     size: tuple[int, int] | None = None,
@@ -138,7 +144,11 @@ def _clip_and_settings(
     if run.config.diffusion.low_res_factor:
         raise ValueError(f"{run.path} is a super-resolution run: give it as super_resolution, beside a base run")
     settings = sampling_settings(run.config, **choices)
-    shapes = [video.shape[-4:-1] for video in (given and given.mask, original) if video is not None]
+    videos = [video for video in (*(given or ()), original) if video is not None]
+    for video in videos:
+        if _is_for_each(video) and len(video) != prompts:
+            raise ValueError(f"{len(video)} clips are given, but {prompts} prompts: give one for each, or one for all")
+    shapes = [video.shape[-4:-1] for video in videos]
     default = shapes[0] if shapes else (run.config.clip.frames, run.config.clip.size, run.config.clip.size)
     height, width = size or default[1:]
     frames = default[0] if frames is None else frames
@@ -165,6 +175,8 @@ def _check_given(run: Run, given: Condition | None, original: np.ndarray | None,
             f"{run.path} is no conditional model: fine-tune it (configs/conditional.py), or ask for zero_shot, which "
             "replaces what is given at every step"
         )
+    if settings.zero_shot and settings.is_conditional:
+        raise ValueError(f"{run.path} is a conditional model, which sees what is given: do without zero_shot")
     if settings.zero_shot and given is None:
         raise ValueError("zero_shot says how what is given is made use of, and nothing is given")
     if original is None and settings.start < 1.0:
@@ -205,7 +217,7 @@ def sample_in_batches(
     processes.check_same("the prompts and how they are sampled", (list(prompts), seed, batch_size, watch, choices))
     if not prompts:
         raise ValueError("prompts=[]: give at least one")
-    _clip_and_settings(run, **choices)
+    _clip_and_settings(run, len(prompts), **choices)
     encode_prompts(run, prompts, negative_prompt=choices.get("negative_prompt", ""))
     _check_batch_size(run, batch_size)
     size = min(batch_size or _next_multiple(4, run.mesh.shape["data"]), len(prompts))
@@ -217,7 +229,13 @@ def _batches(run: Run, prompts: Sequence[str], size: int, seed: int, choices: di
         batch = list(prompts[first : first + size])
         # Always a full batch, so that one compiled program serves all; what is too much is dropped.
         full = batch + [""] * (size - len(batch))
-        yield _first(len(batch), _sample(run, full, seed, first_number=first, **choices))
+        videos = {name: choices[name] for name in ("given", "original") if name in choices}
+        of_batch = jax.tree.map(functools.partial(_of_batch, first=first, size=size), videos)
+        yield _first(len(batch), _sample(run, full, seed, first_number=first, **choices | of_batch))
+
+
+def _of_batch(video: np.ndarray, first: int, size: int) -> np.ndarray:
+    return _for_each(video[first : first + size], size) if _is_for_each(video) else video
 
 
 def _check_batch_size(run: Run, batch_size: int | None) -> None:
@@ -314,8 +332,6 @@ def sample_program(
         alpha, sigma = settings.schedule.alpha_sigma(jnp.asarray(settings.times()[0]))
         noise = alpha * original + sigma * noise
     beside = given.channels() if settings.is_conditional else None
-    if settings.is_conditional and settings.zero_shot:
-        beside = jnp.zeros_like(beside)
     model = nnx.merge(graphdef, parameters)
     texts = tuple(model.embed_text(ids) for ids in tokens)
     predict = _network(model, settings)

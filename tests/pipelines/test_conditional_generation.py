@@ -17,7 +17,7 @@ from lumiere_jax.models.conditioning import expand_first_convolution
 from lumiere_jax.models.text_to_video import TextToVideo
 from lumiere_jax.pipelines.conditional_generation import complete_videos, fitted
 from lumiere_jax.pipelines.generation import replacing
-from lumiere_jax.pipelines.text_to_video import sample_videos
+from lumiere_jax.pipelines.text_to_video import sample_in_batches, sample_videos
 
 PROMPTS = ["a red circle", "a star"]
 FRAMES, SIZE = 4, 16
@@ -78,6 +78,8 @@ def test_a_condition_for_each_prompt(conditional):
     for number, given in enumerate(each):
         alone = complete_videos(conditional, PROMPTS, given)[number]
         np.testing.assert_allclose(made[number], alone, atol=1e-5)
+    batches = sample_in_batches(conditional, PROMPTS, seed=0, batch_size=1, given=together)
+    np.testing.assert_allclose(np.concatenate([batch.videos for batch in batches]), made, atol=1e-3)
 
 
 def test_known_pixels_are_exact_when_pasted(conditional):
@@ -135,6 +137,11 @@ def test_conditions_that_are_of_no_use(base, conditional):
     given = condition.image_to_video(clip()[0], FRAMES)
     with pytest.raises(ValueError, match=r"no conditional model: fine-tune it .*, or ask for zero_shot"):
         complete_videos(base, PROMPTS, given)
+    with pytest.raises(ValueError, match="is a conditional model, which sees what is given: do without zero_shot"):
+        complete_videos(conditional, PROMPTS, given, zero_shot=True)
+    three = condition.Condition(*(np.stack([part] * 3) for part in given))
+    with pytest.raises(ValueError, match="3 clips are given, but 2 prompts: give one for each, or one for all"):
+        complete_videos(conditional, PROMPTS, three)
     with pytest.raises(ValueError, match="nothing is given"):
         sample_videos(base, PROMPTS, zero_shot=True)
     with pytest.raises(
