@@ -29,8 +29,9 @@ from lumiere_jax.distributed import mesh as meshes
 from lumiere_jax.distributed import platform, processes
 from lumiere_jax.models.int8_weights import Int8, to_int8
 from lumiere_jax.pipelines.results import file_name, library_versions, open_video_files, video_files
+from lumiere_jax.pipelines.stylized_generation import stylized
 from lumiere_jax.pipelines.super_resolution import prepare_chain
-from lumiere_jax.pipelines.text_to_video import sample_in_batches
+from lumiere_jax.pipelines.text_to_video import Videos, sample_in_batches
 from lumiere_jax.pipelines.video_editing import image_model_of
 from lumiere_jax.sample_tasks import Task, check_task_flags, define_task_flags, read_task
 
@@ -49,8 +50,9 @@ def sample(
     denoising: bool = False,
     approximations: Approximations | None = None,
     task: Task | None = None,
+    alpha: float | int | None = None,
     **choices: Any,
-) -> None:
+) -> Videos:
     """Samples every prompt and writes it, at the base and, with `super_resolution`, at the highest resolution.
 
     Args:
@@ -65,7 +67,11 @@ def sample(
       denoising: whether to write how the base clips come about, too.
       approximations: of the base clips; default: none.
       task: what is given beside prompts; default: nothing.
+      alpha: share of a style in `run`, which its clips' names then tell.
       **choices: the other arguments of `sample_videos`.
+
+    Returns:
+      the base clips, in [-1, 1].
 
     Raises:
       ValueError: as `sample_in_batches` and `prepare_chain`, before any work.
@@ -87,23 +93,59 @@ def sample(
         "approximations": approximated,
         "versions": library_versions(),
     }
-    made_with |= {"checkpoint": _description(run)}
+    made_with |= {"checkpoint": _description(run)} | ({} if alpha is None else {"alpha": alpha})
     enlarged_with = made_with | {"super_resolution": [_description(each) | enlarging for each in super_resolution]}
-    fps, first = run.config.clip.fps, 0
+    suffix = "" if alpha is None else f"_alpha_{alpha:g}"
+    fps, first, made = run.config.clip.fps, 0, []
     for videos, pictures in batches:
         batch = prompts[first : first + len(videos)]
         videos = task.given.paste(videos) if task.paste_known else videos
-        write_frames(_frames_of(videos), batch, first, "", output, (frames, *size), fps, made_with)
+        made.append(videos)
+        write_frames(_frames_of(videos), batch, first, suffix, output, (frames, *size), fps, made_with)
         if denoising and processes.is_first():
             for number, (prompt, clip) in enumerate(zip(batch, pictures, strict=True), start=first):
-                write_contact_sheet(output / f"{file_name(number, prompt)}_denoising.png", clip, columns=10)
+                name = f"{file_name(number, prompt)}{suffix}_denoising.png"
+                write_contact_sheet(output / name, clip, columns=10)
         for stage in chain[:-1]:
             videos = stage.videos(videos, batch, seed=seed, first_number=first)
         for stage in chain[-1:]:
             frames_of_clips = stage.frames(videos, batch, seed=seed, first_number=first)
-            write_frames(frames_of_clips, batch, first, "_high_resolution", output, stage.cut.clip, fps, enlarged_with)
+            large = f"{suffix}_high_resolution"
+            write_frames(frames_of_clips, batch, first, large, output, stage.cut.clip, fps, enlarged_with)
         first += len(batch)
     processes.wait_for_all("sampled")  # one that ends would not wait long for the first to write
+    return np.concatenate(made)
+
+
+def sample_styles(
+    run: Run,
+    style: Run,
+    super_resolution: Sequence[Run],
+    prompts: Sequence[str],
+    output: pathlib.Path,
+    *,
+    task: Task,
+    **options: Any,
+) -> None:
+    """Samples every prompt with each share of a style; NAME_alphas.png has of each a row of four frames.
+
+    Args:
+      run, super_resolution, prompts, output, **options: as for `sample`.
+      style: of `run`.
+      task: whose `alphas` are taken.
+
+    Raises:
+      ValueError, MemoryError: as `sample` and `stylized`.
+    """
+    made = [
+        sample(stylized(run, style, alpha), super_resolution, prompts, output, task=task, alpha=alpha, **options)
+        for alpha in task.alphas
+    ]
+    if processes.is_first():
+        for number, (prompt, *clips) in enumerate(zip(prompts, *made, strict=True)):
+            sheet = output / f"{file_name(number, prompt)}_alphas.png"
+            write_contact_sheet(sheet, clips, columns=4)
+            processes.say(f"{sheet}  alpha {', '.join(f'{alpha:g}' for alpha in task.alphas)} from top to bottom")
 
 
 def _frames_of(videos: np.ndarray) -> Iterator[tuple[int, int, np.ndarray]]:
@@ -358,11 +400,14 @@ def main(_argv: list[str]) -> None:
         if FLAGS.int8:
             for network in {id(each): each.model.unet for each in (run, *chain)}.values():
                 to_int8(network)
-        sample(
+        sample_task = sample
+        if task.alphas:
+            sample_task = functools.partial(sample_styles, style=load(FLAGS.style, **both))
+        sample_task(
             run,
-            chain,
-            prompts,
-            pathlib.Path(FLAGS.output),
+            super_resolution=chain,
+            prompts=prompts,
+            output=pathlib.Path(FLAGS.output),
             seed=FLAGS.seed,
             batch_size=FLAGS.batch_size,
             frames=frames,

@@ -1,12 +1,14 @@
 """What `python -m lumiere_jax.sample --task=...` is given beside a prompt: flags and files to what samplers take.
 
+    --task=text_to_video
     --task=image_to_video --image=FILE [--keyframe=INDEX:FILE ...]
     --task=inpaint        --video=FILE --mask=FILE
     --task=outpaint       --video=FILE --border=TOP,BOTTOM,LEFT,RIGHT
     --task=cinemagraph    --image=FILE --mask=FILE
     --task=edit           --video=FILE --strength=SHARE
+    --task=stylize        --style=DIR [--alpha=SHARE,SHARE,...]
 
-All but `edit` need a conditional model (configs/conditional.py), or --zero_shot.
+All between the first and the last two need a conditional model (configs/conditional.py), or --zero_shot.
 """
 
 import dataclasses
@@ -30,6 +32,7 @@ _TASKS: dict[str, tuple[set[str], set[str]]] = {
     "outpaint": ({"video", "border"}, {"zero_shot", "paste_known"}),
     "cinemagraph": ({"image", "mask"}, {"zero_shot", "paste_known"}),
     "edit": ({"video", "strength"}, {"frame_by_frame"}),
+    "stylize": ({"style"}, {"alpha"}),
 }
 
 
@@ -45,6 +48,7 @@ class Task:
       zero_shot: see `conditional_generation.py`.
       paste_known: whether what is given is put into the result.
       frame_by_frame: whether each frame is edited by itself.
+      alphas: shares of a style in the spatial layers: clips are made with each, see `stylized_generation.py`.
       files: where all came from, for people.
     """
 
@@ -55,6 +59,7 @@ class Task:
     zero_shot: bool = False
     paste_known: bool = False
     frame_by_frame: bool = False
+    alphas: tuple[float, ...] = ()
     files: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
@@ -97,6 +102,12 @@ def define_task_flags() -> None:
         "border", None, "Of outpaint: TOP,BOTTOM,LEFT,RIGHT, the shares of the result's height and width that are new."
     )
     flags.DEFINE_float("strength", None, "Of edit: from 0, which changes nothing, to 1, which keeps nothing.")
+    flags.DEFINE_string("style", None, "Of stylize: the --workdir of a style's training (configs/style.py).")
+    flags.DEFINE_list(
+        "alpha",
+        ["0", "0.5", "0.75", "1"],
+        "Of stylize: shares of the style in the spatial layers; each makes clips. Paper: 0.5 to 1; 0 is none of it.",
+    )
     flags.DEFINE_bool("frame_by_frame", False, "Of edit: each frame by itself, with the image model.")
     flags.DEFINE_bool("zero_shot", False, "Replace what is given at every step, where the model is no conditional one.")
     flags.DEFINE_bool("paste_known", False, "Put what is given into the result, which else comes near to it only.")
@@ -113,8 +124,12 @@ def check_task_flags() -> None:
         raise ValueError("--task=image_to_video needs --image, or --keyframe")
     if useless := sorted(given - needed - possible):
         raise ValueError(f"--{useless[0]} says nothing to --task={FLAGS.task}")
-    if FLAGS.task != "text_to_video" and FLAGS.width is not None:
+    if FLAGS.task not in ("text_to_video", "stylize") and FLAGS.width is not None:
         raise ValueError(f"--width={FLAGS.width}: --task={FLAGS.task} takes it from the files; give --height alone")
+    if FLAGS.task == "stylize":
+        _alphas()
+        if FLAGS.int8:
+            raise ValueError("--int8 does not go with --task=stylize, which mixes kernels as they were trained")
     if FLAGS.strength is not None and not 0.0 < FLAGS.strength <= 1.0:
         raise ValueError(f"--strength={FLAGS.strength}: give a share above 0, and at most 1")
 
@@ -134,6 +149,8 @@ def read_task(run: Run, *, frames: int, height: int) -> Task:
     fps, name = run.config.clip.fps, FLAGS.task
     if name == "text_to_video":
         return Task()
+    if name == "stylize":
+        return Task(name, alphas=_alphas(), files={"style": FLAGS.style})
     files = {flag: FLAGS[flag].value for flag in ("image", "keyframe", "video", "mask", "border") if FLAGS[flag].value}
     if name == "edit":
         original = video_for(FLAGS.video, frames=frames, fps=fps, height=height)
@@ -156,6 +173,16 @@ def read_task(run: Run, *, frames: int, height: int) -> Task:
         else:
             given = condition.cinemagraph(image_for(FLAGS.image, height), mask, frames)
     return Task(name, given, zero_shot=FLAGS.zero_shot, paste_known=FLAGS.paste_known, files=files)
+
+
+def _alphas() -> tuple[float, ...]:
+    try:
+        alphas = tuple(map(float, FLAGS.alpha))
+    except ValueError:
+        alphas = ()
+    if not alphas or not all(0.0 <= alpha <= 1.0 for alpha in alphas) or len(set(alphas)) < len(alphas):
+        raise ValueError(f"--alpha={','.join(FLAGS.alpha)}: give different shares from 0 to 1, such as 0.5,0.75,1")
+    return alphas
 
 
 def _keyframe(argument: str) -> tuple[int, str]:

@@ -1,8 +1,9 @@
 """Training: `python -m lumiere_jax.train --config=configs/stunet.py [--workdir=DIR] [--config.field=value ...]`.
 
 One story for every stage. The config says which: an image model (no `temporal`), or an inflated one (`temporal`, over
-the frozen image model of `init_from`); either with or without super-resolution. Started again with the same command, a
-run continues from its newest complete checkpoint, whatever stopped it, and ends as an undisturbed one would.
+the frozen image model of `init_from`), either with or without super-resolution; or what starts from another run
+(train_base.py). Started again with the same command, a run continues from its newest complete checkpoint, whatever
+stopped it, and ends as an undisturbed one would.
 Several processes train one model where the environment says that there are several (`distributed/mesh.py`).
 """
 
@@ -36,7 +37,7 @@ from lumiere_jax.parameter_overview import write_overview
 from lumiere_jax.pipelines.generation import sampling_settings
 from lumiere_jax.pipelines.results import write_preview
 from lumiere_jax.pipelines.text_to_video import sample_videos
-from lumiere_jax.train_base import start_from_base
+from lumiere_jax.train_base import has_base, start_from_base
 from lumiere_jax.train_config import check_batches, check_config, check_same_run
 from lumiere_jax.train_distillation import make_teacher
 from lumiere_jax.train_guards import act
@@ -47,7 +48,7 @@ from lumiere_jax.train_setup import (
     check_captions,
     jit_update,
     open_embeddings,
-    prepare_inflation,
+    prepare_image_model,
     prepare_text,
     step_settings,
     training_batches_of,
@@ -73,8 +74,8 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Non
     # ---------------------------------------------------------------- Data, text encoder, frozen image model
     with processes.first_process_first("data set"):
         train_set, validation_set = open_dataset(config.dataset)
-    if "temporal" in config:
-        prepared = prepare_inflation(config, run_dir, mesh, train_image_model=train)
+    if "temporal" in config or has_base(config):
+        prepared = prepare_image_model(config, run_dir, mesh, train_image_model=train)
     else:
         prepared = prepare_text(config, run_dir, mesh, train_set)
     config, tokenizer, text_encoder = prepared.config, prepared.tokenizer, prepared.text_encoder

@@ -1,7 +1,7 @@
-"""What a run takes from the Space-Time U-Net that it starts from: a student's teacher, or the conditional model's base.
+"""What a run takes from the one that it starts from: a student's teacher, a conditional model's base, or a style's.
 
-Clip, networks, diffusion and text are the base's. Its temporal layers are copied into the run's directory: training
-starts from them.
+Networks, diffusion and text are the base's. A student and a conditional model start from its temporal layers, of which
+the run's directory gets a copy, and have its clips. A style starts from its spatial layers.
 """
 
 import jax
@@ -13,19 +13,20 @@ from lumiere_jax.checkpoints.run_directory import Run, RunDirectory, load_run
 from lumiere_jax.distributed import partitioning, processes
 from lumiere_jax.models import parameter_partition
 from lumiere_jax.models.stunet import deflate
+from lumiere_jax.pipelines.stylized_generation import spatial_layers_hash
 from lumiere_jax.train_distillation import check_teacher
 
 # The config's sections that such a run has one of, and their field that names the base's --workdir.
-_FIELDS = {"distillation": "teacher", "conditioning": "base"}
+_FIELDS = {"distillation": "teacher", "conditioning": "base", "style": "base"}
 
 
 def has_base(config: ml_collections.ConfigDict) -> bool:
-    """Whether a run starts from another run's Space-Time U-Net."""
+    """Whether a run starts from another run."""
     return any(section in config for section in _FIELDS)
 
 
 def base_image_model(config: ml_collections.ConfigDict, run_dir: RunDirectory, mesh: jax.sharding.Mesh) -> ImageModel:
-    """The image model under the base; the temporal layers above it are copied into the run's directory.
+    """The image model under the base; temporal layers above it are copied into the run's directory, where they count.
 
     Raises:
       ValueError: no base is named, or one that the run cannot start from.
@@ -37,23 +38,33 @@ def base_image_model(config: ml_collections.ConfigDict, run_dir: RunDirectory, m
         raise ValueError(f"{name} is empty: give the --workdir of the training to start from, --config.{name}=DIR")
     base = load_run(path, mesh=mesh, text_checkpoint=config.text.get("checkpoint") or None, require_finished=True)
     _check_base(name, base)
-    if section == "distillation":
-        check_teacher(base, config.distillation.steps)
-        config.distillation.sampling = base.config.sampling
     take_over(config, base.config)
-    clip = config.clip
-    processes.say(
-        f"as {base.path} has them: clips of {clip.frames} frames of {clip.size}x{clip.size} at {clip.fps:g} fps, "
-        "temporal layers, diffusion"
-    )
-    _, temporal, _ = parameter_partition.split(base.model.unet)
-    save_tree(run_dir.base, temporal, overwrite=True)
-    text = base.config.text.to_dict()
-    return ImageModel(deflate(base.model.unet), base.model.text_encoder, base.tokenizer, text, base.references)
+    if section == "style":
+        config.style.base_unet = spatial_layers_hash(base)
+        size = f"{config.clip.size}x{config.clip.size}"
+        processes.say(f"as {base.path} has them: images of {size}, diffusion, and the spatial layers to start from")
+    else:
+        if section == "distillation":
+            check_teacher(base, config.distillation.steps)
+            config.distillation.sampling = base.config.sampling
+        clip = config.clip
+        processes.say(
+            f"as {base.path} has them: clips of {clip.frames} frames of {clip.size}x{clip.size} at {clip.fps:g} fps, "
+            "temporal layers, diffusion"
+        )
+        save_tree(run_dir.base, parameter_partition.split(base.model.unet)[1], overwrite=True)
+    unet = deflate(base.model.unet) if "temporal" in base.config else base.model.unet
+    return ImageModel(unet, base.model.text_encoder, base.tokenizer, base.config.text.to_dict(), base.references)
 
 
 def _check_base(name: str, base: Run) -> None:
-    if "temporal" not in base.config or base.config.diffusion.low_res_factor:
+    if base.config.diffusion.low_res_factor:
+        raise ValueError(f"{name}={base.path} is a super-resolution run: {base.config.name}")
+    if name == "style.base":
+        if "style" in base.config:
+            raise ValueError(f"{name}={base.path} is a style itself: give the run that it was fine-tuned from")
+        return
+    if "temporal" not in base.config:
         raise ValueError(f"{name}={base.path} is no Space-Time U-Net's run: {base.config.name}")
     if "conditioning" in base.config:
         raise ValueError(f"{name}={base.path} is a conditional model: give the one that it was fine-tuned from")
@@ -62,11 +73,13 @@ def _check_base(name: str, base: Run) -> None:
 
 
 def take_over(config: ml_collections.ConfigDict, source: ml_collections.ConfigDict) -> None:
-    """A run's clip, temporal layers and diffusion are its base's, or those that it was started with."""
-    for name in ("clip", "temporal", "diffusion"):
-        config[name] = source[name]
-    if "distillation" in config and "distillation" in source:
-        config.distillation.sampling = source.distillation.sampling
+    """What of a run's config is its base's, or as it was started with."""
+    config.diffusion = source.diffusion
+    if "style" in config:
+        config.clip.size = source.clip.size
+        config.clip.crop_from = round(config.style.zoom * source.clip.size)
+    else:
+        config.clip, config.temporal = source.clip, source.temporal
 
 
 def start_from_base(
@@ -78,9 +91,9 @@ def start_from_base(
       config: of a prepared run.
       run_dir: its directory.
       mesh: the devices.
-      trained: the new network's parameters: the start, where there is no base, and of what the base does not have.
+      trained: the network's parameters: the start, where no temporal layers are a base's, and of what it does not have.
     """
-    if not has_base(config):
+    if not has_base(config) or "style" in config:
         return trained
     inflation = dict(trained["unet"])
     expansion = {"conv_in": inflation.pop("conv_in")} if "conditioning" in config else {}

@@ -24,7 +24,7 @@ _FREE_TO_CHANGE = {
     *("mesh", "fsdp", "remat"),  # loss and gradients are the same to rounding
     *("training.steps", "training.keep_checkpoints"),
     *("text.checkpoint", "text.tokenizer"),  # where they lie; what they are is checked by hash
-    *("distillation.teacher", "conditioning.base"),  # the run has a copy
+    *("distillation.teacher", "conditioning.base", "style.base"),  # the run has a copy
     *("training.checkpoint_every", "training.log_every", "training.preview_every", "training.validate_every"),
     *("training.on_nonfinite", "training.skip_budget"),  # what ends a run, not what a step does
     *("dataset.data_dir", "dataset.cache_bytes", "dataset.threads", "text.embeddings"),
@@ -47,6 +47,8 @@ def check_config(config: ml_collections.ConfigDict) -> None:
         check_masks(config.conditioning.masks.to_dict())
         if config.diffusion.low_res_factor:
             raise ValueError("conditioning: super-resolution has no conditional model, set diffusion.low_res_factor=0")
+    if "style" in config and not 1.0 <= config.style.zoom <= 16.0:
+        raise ValueError(f"style.zoom={config.style.zoom}: give 1, for whole images, to 16")
     if "distillation" in config and config.distillation.steps < 1:
         raise ValueError(f"distillation.steps={config.distillation.steps} must be at least 1")
     _check_data_fields(config)

@@ -93,13 +93,13 @@ def _read_by_all(run_dir: RunDirectory) -> ml_collections.ConfigDict | None:
     return saved
 
 
-def prepare_inflation(
+def prepare_image_model(
     config: ml_collections.ConfigDict,
     run_dir: RunDirectory,
     mesh: jax.sharding.Mesh,
     train_image_model: Callable[[ml_collections.ConfigDict, Any], None],
 ) -> Prepared:
-    """The frozen image model under a STUNet; trained first where there is none.
+    """The image model that a run starts from: frozen under a STUNet, trained first where there is none; or a style's.
 
     What this project trained is copied into the run's directory, what was imported is referred to.
 
@@ -122,6 +122,10 @@ def prepare_inflation(
         config.unet, text = saved.unet, saved.text.to_dict()
         if has_base(config):
             take_over(config, saved)
+        if "distillation" in config:
+            config.distillation.sampling = saved.distillation.sampling
+        if "style" in config:
+            config.style.base_unet = saved.style.base_unet
         # Where imported weights lie may change from start to start; their hashes may not.
         moved_to = config.init_from if run_dir.read_references().unet else None
         unet, unet_reference = load_image_unet(run_dir, config, moved_to=moved_to, sharding=sharding)

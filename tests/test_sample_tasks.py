@@ -17,8 +17,10 @@ class Flags(types.SimpleNamespace):
     """Parsed flags, as far as `sample_tasks` reads them."""
 
     def __init__(self, task, **given):
-        names = ("image", "video", "mask", "border", "strength", "width")
+        names = ("image", "video", "mask", "border", "strength", "width", "style")
         unset = dict.fromkeys(names) | {
+            "alpha": ["0", "1"],
+            "int8": False,
             "keyframe": [],
             "frame_by_frame": False,
             "zero_shot": False,
@@ -98,9 +100,22 @@ def test_edit(monkeypatch, run, files):
     }
 
 
+def test_stylize(monkeypatch, run):
+    task = read(monkeypatch, run, "stylize", style="a style", alpha=["0.5", "1"], width=24)
+    assert (task.alphas, task.clip, task.choices()) == ((0.5, 1.0), None, {})
+    assert task.facts() == {"task": "stylize", "style": "a style"}
+    assert read(monkeypatch, run, "stylize", style="a style").alphas == (0.0, 1.0)
+
+
 @pytest.mark.parametrize(
     ("task", "given", "message"),
     [
+        ("stylize", {}, "--task=stylize needs --style"),
+        ("stylize", {"style": "a", "alpha": ["0.5", "2"]}, "--alpha=0.5,2: give different shares from 0 to 1"),
+        ("stylize", {"style": "a", "alpha": ["1", "1.0"]}, "--alpha=1,1.0: give different shares"),
+        ("stylize", {"style": "a", "alpha": ["half"]}, "--alpha=half: give different shares"),
+        ("stylize", {"style": "a", "int8": True}, "--int8 does not go with --task=stylize"),
+        ("edit", {"video": "a.mp4", "strength": 0.5, "style": "a"}, "--style says nothing to --task=edit"),
         ("inpaint", {"video": "a.mp4"}, "--task=inpaint needs --mask"),
         ("outpaint", {}, "--task=outpaint needs --border and --video"),
         ("image_to_video", {"zero_shot": True}, "--task=image_to_video needs --image, or --keyframe"),

@@ -9,7 +9,7 @@ import ml_collections
 import numpy as np
 import tensorflow_datasets as tfds
 
-from lumiere_jax.data import moving_shapes, stock_videos, video_folder
+from lumiere_jax.data import moving_shapes, stock_videos, style_images, video_folder
 from lumiere_jax.data.clip_loader import Record, as_text
 from lumiere_jax.data.mixture import Mixture, parse_mixture
 from lumiere_jax.data.prepared_clips import PreparedClips, open_prepared
@@ -57,6 +57,13 @@ def _open(config: ml_collections.ConfigDict, name: str, path: str) -> tuple[Sequ
                 default_caption=config.default_caption or None,
             )
             return (PreparedClips(builder, "train"),) * 2
+        case "style_images":
+            if not path:
+                raise ValueError(
+                    "dataset.path is empty: give an image or a folder of images, --config.dataset.path=DIR"
+                )
+            options = {"captions": config.captions or None, "default_caption": config.default_caption or None}
+            return (style_images.open_style_images(path, **options),) * 2
         case "tfds":
             return stock_videos.open_stock_videos(path, data_dir)
         case "prepared":
@@ -67,7 +74,8 @@ def _open(config: ml_collections.ConfigDict, name: str, path: str) -> tuple[Sequ
                 raise ValueError(f"dataset.path={path} has no split train, only {sorted(builder.info.splits)}")
             return PreparedClips(builder, "train"), PreparedClips(builder, _validation_split(builder))
         case _:
-            raise ValueError(f"dataset.name={name!r}: use moving_shapes, prepared, video_folder, tfds or mixture")
+            known = "moving_shapes, prepared, video_folder, style_images, tfds or mixture"
+            raise ValueError(f"dataset.name={name!r}: use {known}")
 
 
 def _validation_split(builder: tfds.core.DatasetBuilder) -> str:

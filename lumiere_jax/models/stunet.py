@@ -80,3 +80,8 @@ def deflate(unet: UNet2D) -> UNet2D:
 
 def _spatial(module: nnx.Module | None) -> nnx.Module | None:
     return module.spatial if isinstance(module, _INFLATED) else module
+
+
+def path_in_image_model(path: tuple) -> tuple:
+    """Where a spatial layer's parameter of an inflated U-Net is found in that of the image model."""
+    return tuple(name for name in path if name != "spatial")
