@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import math
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, get_args
@@ -95,21 +96,26 @@ def sample(
     }
     made_with |= {"checkpoint": _description(run)} | ({} if alpha is None else {"alpha": alpha})
     enlarged_with = made_with | {"super_resolution": [_description(each) | enlarging for each in super_resolution]}
+    given_to = {stage.cut.clip: task.given_at(stage.cut.clip[1:]) for stage in chain}
     suffix = "" if alpha is None else f"_alpha_{alpha:g}"
     fps, first, made = run.config.clip.fps, 0, []
     for videos, pictures in batches:
         batch = prompts[first : first + len(videos)]
-        videos = task.given.paste(videos) if task.paste_known else videos
+        pasted = videos if task.given is None else task.given_at(size).paste(videos)
+        videos = pasted if task.paste_known else videos
         made.append(videos)
         write_frames(_frames_of(videos), batch, first, suffix, output, (frames, *size), fps, made_with)
         if denoising and processes.is_first():
             for number, (prompt, clip) in enumerate(zip(batch, pictures, strict=True), start=first):
                 name = f"{file_name(number, prompt)}{suffix}_denoising.png"
                 write_contact_sheet(output / name, clip, columns=10)
+        # What is given is enlarged as it is, not as the base model came near to it.
+        videos = pasted
         for stage in chain[:-1]:
-            videos = stage.videos(videos, batch, seed=seed, first_number=first)
+            videos = stage.videos(videos, batch, given=given_to[stage.cut.clip], seed=seed, first_number=first)
         for stage in chain[-1:]:
-            frames_of_clips = stage.frames(videos, batch, seed=seed, first_number=first)
+            given = given_to[stage.cut.clip]
+            frames_of_clips = stage.frames(videos, batch, given=given, seed=seed, first_number=first)
             large = f"{suffix}_high_resolution"
             write_frames(frames_of_clips, batch, first, large, output, stage.cut.clip, fps, enlarged_with)
         first += len(batch)
@@ -395,8 +401,9 @@ def main(_argv: list[str]) -> None:
         load_once = functools.cache(lambda path, init_from: load(path, init_from=init_from, **both))
         chain = list(map(load_once, FLAGS.super_resolution, moved))
         frames, height = FLAGS.frames or run.config.clip.frames, FLAGS.height or run.config.clip.size
-        task = read_task(run, frames=frames, height=height)
-        size = task.clip[1:] if task.clip else (height, FLAGS.width or run.config.clip.size)
+        factor = math.prod(max(1, each.config.diffusion.low_res_factor) for each in chain)
+        task = read_task(run, frames=frames, height=height, factor=factor)
+        size = task.size or (height, FLAGS.width or run.config.clip.size)
         if FLAGS.int8:
             for network in {id(each): each.model.unet for each in (run, *chain)}.values():
                 to_int8(network)

@@ -42,7 +42,8 @@ class Task:
 
     Attributes:
       name: of `--task`.
-      given: what of all clips is given.
+      given: what of all clips is given, at the size of the largest.
+      factor: how many times smaller the base clips are.
       original: the clip that is edited.
       strength: how much of it is changed, see `video_editing.py`.
       zero_shot: see `conditional_generation.py`.
@@ -54,6 +55,7 @@ class Task:
 
     name: str = "text_to_video"
     given: Condition | None = None
+    factor: int = 1
     original: np.ndarray | None = None
     strength: float | None = None
     zero_shot: bool = False
@@ -62,17 +64,25 @@ class Task:
     alphas: tuple[float, ...] = ()
     files: dict[str, Any] = dataclasses.field(default_factory=dict)
 
+    def given_at(self, size: tuple[int, int]) -> Condition | None:
+        """What is given of clips of `size` (height, width)."""
+        if self.given is None or self.given.mask.shape[1:3] == size:
+            return self.given
+        return condition.resized(self.given, *size)
+
     @property
-    def clip(self) -> tuple[int, int, int] | None:
-        """(frames, height, width) of the clips; None where nothing says it."""
+    def size(self) -> tuple[int, int] | None:
+        """(height, width) of the base clips; None where nothing says it."""
         video = self.original if self.given is None else self.given.mask
-        return None if video is None else video.shape[:3]
+        return None if video is None else (video.shape[1] // self.factor, video.shape[2] // self.factor)
 
     def choices(self) -> dict[str, Any]:
         """Arguments of `sample_videos`."""
         if self.original is not None:
             return {"original": self.original, "start": self.strength}
-        return {} if self.given is None else {"given": self.given, "zero_shot": self.zero_shot}
+        if self.given is None:
+            return {}
+        return {"given": self.given_at(self.size), "zero_shot": self.zero_shot}
 
     def facts(self) -> dict[str, Any]:
         """For the clips' sidecars."""
@@ -134,13 +144,14 @@ def check_task_flags() -> None:
         raise ValueError(f"--strength={FLAGS.strength}: give a share above 0, and at most 1")
 
 
-def read_task(run: Run, *, frames: int, height: int) -> Task:
+def read_task(run: Run, *, frames: int, height: int, factor: int = 1) -> Task:
     """The task that the flags ask for, with its files read, at the size that clips are made in.
 
     Args:
       run: whose clips' rate is taken.
       frames: of a clip.
-      height: of a clip; its width is what the files' proportions make it.
+      height: of a base clip; its width is what the files' proportions make it.
+      factor: by which super-resolution enlarges them: what is given is read at the size of the largest clips.
 
     Raises:
       ValueError: files that do not fit, or the task.
@@ -152,27 +163,38 @@ def read_task(run: Run, *, frames: int, height: int) -> Task:
     if name == "stylize":
         return Task(name, alphas=_alphas(), files={"style": FLAGS.style})
     files = {flag: FLAGS[flag].value for flag in ("image", "keyframe", "video", "mask", "border") if FLAGS[flag].value}
+    of_video = {"frames": frames, "fps": fps}
     if name == "edit":
-        original = video_for(FLAGS.video, frames=frames, fps=fps, height=height)
+        size = (height, proportional_width(frame_size(FLAGS.video), height))
+        original = video_for(FLAGS.video, size=size, **of_video)
         return Task(name, original=original, strength=FLAGS.strength, frame_by_frame=FLAGS.frame_by_frame, files=files)
     if name == "image_to_video":
-        images = {0: image_for(FLAGS.image, height)} if FLAGS.image else {}
-        for index, file in map(_keyframe, FLAGS.keyframe):
-            if index in images:
-                raise ValueError(f"--keyframe={index}:{file}: frame {index} is given already")
-            images[index] = image_for(file, height)
-        given = condition.keyframes(images, frames)
+        given = condition.keyframes(_keyframes(height, factor), frames)
     elif name == "outpaint":
-        given = _outpainting(FLAGS.border, frames, fps, height)
+        given = _outpainting(FLAGS.border, frames, fps, height, factor)
     else:
         of = frame_size(FLAGS.video if name == "inpaint" else FLAGS.image)
-        size = (height, proportional_width(of, height))
-        mask = mask_for(FLAGS.mask, frames=frames, fps=fps, size=size, of=of)
+        size = _large(of, height, factor)
+        mask = mask_for(FLAGS.mask, size=size, of=of, **of_video)
         if name == "inpaint":
-            given = condition.inpainting(video_for(FLAGS.video, frames=frames, fps=fps, height=height), mask)
+            given = condition.inpainting(video_for(FLAGS.video, size=size, **of_video), mask)
         else:
-            given = condition.cinemagraph(image_for(FLAGS.image, height), mask, frames)
-    return Task(name, given, zero_shot=FLAGS.zero_shot, paste_known=FLAGS.paste_known, files=files)
+            given = condition.cinemagraph(image_for(FLAGS.image, size), mask, frames)
+    return Task(name, given, factor=factor, zero_shot=FLAGS.zero_shot, paste_known=FLAGS.paste_known, files=files)
+
+
+def _large(size: tuple[int, int], height: int, factor: int) -> tuple[int, int]:
+    """(height, width) of the largest clip, for a file of `size`, where the base clip has this height."""
+    return factor * height, factor * proportional_width(size, height)
+
+
+def _keyframes(height: int, factor: int) -> dict[int, np.ndarray]:
+    files = {0: FLAGS.image} if FLAGS.image else {}
+    for index, file in map(_keyframe, FLAGS.keyframe):
+        if index in files:
+            raise ValueError(f"--keyframe={index}:{file}: frame {index} is given already")
+        files[index] = file
+    return {index: image_for(file, _large(frame_size(file), height, factor)) for index, file in files.items()}
 
 
 def _alphas() -> tuple[float, ...]:
@@ -192,8 +214,8 @@ def _keyframe(argument: str) -> tuple[int, str]:
     return int(index), file
 
 
-def _outpainting(border: list[str], frames: int, fps: float | int, height: int) -> Condition:
-    """A video inside of a clip of that height."""
+def _outpainting(border: list[str], frames: int, fps: float | int, height: int, factor: int) -> Condition:
+    """A video inside of a clip of that height, all of it enlarged by `factor`."""
     try:
         top, bottom, left, right = map(float, border)
     except ValueError:
@@ -202,7 +224,9 @@ def _outpainting(border: list[str], frames: int, fps: float | int, height: int) 
         raise ValueError(
             f"--border={','.join(border)}: give shares from 0, less than 1 from top to bottom, left to right"
         )
-    above, below = round(top * height), round(bottom * height)
-    video = video_for(FLAGS.video, frames=frames, fps=fps, height=max(1, height - above - below))
-    width = video.shape[2] / (1.0 - left - right)
-    return condition.outpainting(video, top=above, bottom=below, left=round(left * width), right=round(right * width))
+    borders = {"top": round(top * height), "bottom": round(bottom * height)}
+    inside = max(1, height - sum(borders.values()))
+    width = proportional_width(frame_size(FLAGS.video), inside)
+    borders |= {side: round(share * width / (1.0 - left - right)) for side, share in (("left", left), ("right", right))}
+    video = video_for(FLAGS.video, frames=frames, fps=fps, size=(factor * inside, factor * width))
+    return condition.outpainting(video, **{side: factor * pixels for side, pixels in borders.items()})

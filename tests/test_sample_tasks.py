@@ -51,16 +51,16 @@ def run():
     return random_run(conditional=True)
 
 
-def read(monkeypatch, run, task, frames=4, height=12, **given):
+def read(monkeypatch, run, task, frames=4, height=12, factor=1, **given):
     monkeypatch.setattr(sample_tasks, "FLAGS", Flags(task, **given))
     sample_tasks.check_task_flags()
-    return sample_tasks.read_task(run, frames=frames, height=height)
+    return sample_tasks.read_task(run, frames=frames, height=height, factor=factor)
 
 
 def test_image_to_video(monkeypatch, run, files):
     first, last = files / "first.png", files / "last.png"
     task = read(monkeypatch, run, "image_to_video", image=first, keyframe=[f"3:{last}"], zero_shot=True)
-    assert task.clip == (4, 12, 24)
+    assert (task.given.mask.shape, task.size) == ((4, 12, 24, 1), (12, 24))
     assert task.given.mask[:, 0, 0, 0].tolist() == [1, 0, 0, 1]
     small = np.asarray(Image.open(last)).reshape(12, 2, 24, 2, 3).mean((1, 3))
     np.testing.assert_allclose(task.given.video[3], small / 127.5 - 1, atol=1e-5)
@@ -82,7 +82,7 @@ def test_inpaint_and_cinemagraph(monkeypatch, run, files):
 def test_outpaint(monkeypatch, run, files):
     border = ["0.25", "0", "0.1", ".3"]
     task = read(monkeypatch, run, "outpaint", video=files / "video.mp4", border=border, height=16)
-    assert task.clip == (4, 16, 40)  # 12x24 inside: 3/4 of the height, 6/10 of the width
+    assert task.size == (16, 40)  # 12x24 inside: 3/4 of the height, 6/10 of the width
     inside = np.zeros((16, 40))
     inside[4:, 4:28] = 1
     np.testing.assert_array_equal(task.given.mask[2, ..., 0], inside)
@@ -90,7 +90,7 @@ def test_outpaint(monkeypatch, run, files):
 
 def test_edit(monkeypatch, run, files):
     task = read(monkeypatch, run, "edit", video=files / "video.mp4", strength=0.4, frame_by_frame=True)
-    assert task.clip == task.original.shape[:3] == (4, 12, 24)
+    assert (task.original.shape, task.size) == ((4, 12, 24, 3), (12, 24))
     assert task.choices() == {"original": task.original, "start": 0.4}
     assert task.facts() == {
         "task": "edit",
@@ -100,9 +100,27 @@ def test_edit(monkeypatch, run, files):
     }
 
 
+def test_what_is_given_is_read_at_the_size_of_the_largest_clips(monkeypatch, run, files):
+    task = read(monkeypatch, run, "image_to_video", image=files / "first.png", factor=2)
+    image = np.asarray(Image.open(files / "first.png")) / 127.5 - 1
+    np.testing.assert_allclose(task.given.video[0], image, atol=1e-6)
+    assert task.size == task.choices()["given"].mask.shape[1:3] == (12, 24)
+    small = image.reshape(12, 2, 24, 2, 3).mean((1, 3))
+    np.testing.assert_allclose(task.given_at((12, 24)).video[0], small, atol=1e-5)
+    assert task.given_at((24, 48)) is task.given
+    border = ["0.25", "0", "0.1", ".3"]
+    task = read(monkeypatch, run, "outpaint", video=files / "video.mp4", border=border, height=16, factor=4)
+    inside = np.zeros((16, 40))
+    inside[4:, 4:28] = 1
+    np.testing.assert_array_equal(task.given.mask[2, ..., 0], inside.repeat(4, 0).repeat(4, 1))
+    task = read(monkeypatch, run, "inpaint", video=files / "video.mp4", mask=files / "mask.png", height=6, factor=4)
+    hole = np.arange(48) >= 24
+    np.testing.assert_array_equal(task.given.mask[0, ..., 0], np.broadcast_to(~hole, (24, 48)))
+
+
 def test_stylize(monkeypatch, run):
     task = read(monkeypatch, run, "stylize", style="a style", alpha=["0.5", "1"], width=24)
-    assert (task.alphas, task.clip, task.choices()) == ((0.5, 1.0), None, {})
+    assert (task.alphas, task.size, task.choices()) == ((0.5, 1.0), None, {})
     assert task.facts() == {"task": "stylize", "style": "a style"}
     assert read(monkeypatch, run, "stylize", style="a style").alphas == (0.0, 1.0)
 
@@ -148,7 +166,7 @@ def test_the_command(run, files, tmp_path):
     (sheet,) = (tmp_path / "clips").glob("*_sheet.png")
     frames = np.asarray(Image.open(sheet))
     assert frames.shape[0] == 16
-    left = to_uint8(sample_tasks.image_for(files / "first.png", 16))[:, :16]
+    left = to_uint8(sample_tasks.image_for(files / "first.png", (16, 32)))[:, :16]
     for column in range(0, frames.shape[1], frames.shape[1] // 4 + 1):
         np.testing.assert_array_equal(frames[:, column : column + 16], left)
     made = json.loads(next((tmp_path / "clips").glob("*.json")).read_text())

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from lumiere_jax.data.area_resizing import proportional_width, resized_image, resized_region
+from lumiere_jax.data.area_resizing import resized_image, resized_region
 from lumiere_jax.data.clip_sampling import sample_by_time
 from lumiere_jax.data.video_io import frame_to_rgb, open_video, to_float
 
@@ -82,36 +82,31 @@ def _white(image: UInt8[np.ndarray, "height width 3"]) -> Float[np.ndarray, "hei
     return (image.mean(-1) >= 128).astype(np.float32)
 
 
-def image_for(path: str | os.PathLike[str], height: int) -> Float[np.ndarray, "height width 3"]:
-    """An image in [-1, 1], `height` pixels high, its width in proportion.
+def image_for(path: str | os.PathLike[str], size: tuple[int, int]) -> Float[np.ndarray, "height width 3"]:
+    """An image in [-1, 1], brought to a size (height, width).
 
     Raises:
       FileNotFoundError, ValueError: as `read_image`.
     """
-    image = read_image(path)
-    return resized_image(to_float(image), height, proportional_width(image.shape[:2], height))
+    return resized_image(to_float(read_image(path)), *size)
 
 
 def video_for(
-    path: str | os.PathLike[str], *, frames: int, fps: float | int, height: int
+    path: str | os.PathLike[str], *, frames: int, fps: float | int, size: tuple[int, int]
 ) -> Float[np.ndarray, "frames height width 3"]:
-    """The first frames of a video in [-1, 1], `height` pixels high, its width in proportion.
+    """The first frames of a video in [-1, 1], brought to a size.
 
     Args:
       path: of the video; another frame rate than `fps` has frames left out or repeated.
       frames: how many.
       fps: frames per second.
-      height: in pixels.
+      size: (height, width) in pixels.
 
     Raises:
       FileNotFoundError: there is none.
       ValueError: it cannot be decoded, or is shorter.
     """
-
-    def small(image: np.ndarray) -> np.ndarray:
-        return resized_image(to_float(image), height, proportional_width(image.shape[:2], height))
-
-    return np.stack(_frames_of(path, small, frames, fps))
+    return np.stack(_frames_of(path, lambda image: resized_image(to_float(image), *size), frames, fps))
 
 
 def mask_for(

@@ -31,10 +31,25 @@ class Condition(NamedTuple):
         return jnp.concatenate([self.video * self.mask, self.mask], axis=-1)
 
     def paste(
-        self, generated: Float[np.ndarray | Array, "*batch frames height width 3"]
-    ) -> Float[np.ndarray | Array, "*batch frames height width 3"]:
-        """A clip with what is given put in its place, exactly."""
+        self, generated: Float[np.ndarray | Array, "*batch height width 3"]
+    ) -> Float[np.ndarray | Array, "*batch height width 3"]:
+        """A clip, or a frame of one, with what is given put in its place, exactly."""
         return self.mask * self.video + (1.0 - self.mask) * generated
+
+
+def for_each(
+    videos: Float[np.ndarray, "*batch frames height width channels"], clips: int
+) -> Float[np.ndarray, "clips frames height width channels"]:
+    """What is given of each of so many clips, where it is one for all of them, or one for each.
+
+    Raises:
+      ValueError: there is one for each of another number.
+    """
+    if videos.ndim == 4:
+        return np.broadcast_to(videos, (clips, *videos.shape))
+    if len(videos) != clips:
+        raise ValueError(f"{len(videos)} clips are given, but {clips} prompts: give one for each, or one for all")
+    return videos
 
 
 def nothing_given(frames: int, height: int, width: int) -> Condition:

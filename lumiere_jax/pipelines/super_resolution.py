@@ -19,6 +19,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from lumiere_jax.checkpoints.run_directory import Run
+from lumiere_jax.diffusion.condition import Condition, for_each
 from lumiere_jax.diffusion.multidiffusion import Cut
 from lumiere_jax.diffusion.streaming import stream
 from lumiere_jax.distributed import partitioning, processes
@@ -42,6 +43,7 @@ def super_resolve(
     *,
     seed: int = 0,
     first_number: int = 0,
+    given: Condition | None = None,
     **choices: Any,
 ) -> Float[np.ndarray, "prompts frames large_height large_width 3"]:
     """Super-resolves clips: `prepare` and `SuperResolution.videos`, which see for errors.
@@ -51,12 +53,13 @@ def super_resolve(
       videos: in [-1, 1], any number of frames; enlarged by the run's `diffusion.low_res_factor`.
       prompts: one per clip, as for the base model.
       seed, first_number: of the noise, as for the base model.
+      given: what of the large clips is given, see `SuperResolution.frames`.
       **choices: of `prepare`.
     """
     if not len(videos):
         raise ValueError("videos are none: give at least one clip")
     ready = prepare(run, videos.shape[1:4], clips=len(videos), **choices)
-    return ready.videos(videos, prompts, seed=seed, first_number=first_number)
+    return ready.videos(videos, prompts, seed=seed, first_number=first_number, given=given)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +93,13 @@ class SuperResolution:
         )
 
     def frames(
-        self, videos: Videos, prompts: Sequence[str], *, seed: int = 0, first_number: int = 0
+        self,
+        videos: Videos,
+        prompts: Sequence[str],
+        *,
+        seed: int = 0,
+        first_number: int = 0,
+        given: Condition | None = None,
     ) -> Iterator[tuple[int, int, Float[np.ndarray, "large_height large_width 3"]]]:
         """Super-resolves clips, frame by frame, in order: those of the first clip, then the next one's.
 
@@ -101,12 +110,15 @@ class SuperResolution:
           prompts: one per clip.
           seed: of the noise.
           first_number: the first clip's number, where many are sampled in several calls; its noise depends on it.
+          given: what of the large clips is given, of all or of each. It replaces the prediction there at every step:
+            the clips have it exactly.
 
         Returns:
           number of the clip in `videos`, of the frame, and the frame, in [-1, 1].
 
         Raises:
-          ValueError: prompts and clips differ in number, a prompt is too long, or videos have another size.
+          ValueError: prompts and clips differ in number, a prompt is too long, or videos or what is given have
+            another size.
         """
         factor = self.run.config.diffusion.low_res_factor
         small = (self.cut.clip[0], *(size // factor for size in self.cut.clip[1:]))
@@ -114,21 +126,25 @@ class SuperResolution:
             raise ValueError(f"videos of shape {videos.shape}: this was made ready for clips of {small}")
         if len(videos) != len(prompts):
             raise ValueError(f"{len(videos)} clips but {len(prompts)} prompts: give one prompt per clip")
+        if given is not None:
+            given = Condition(*(for_each(part, len(videos)) for part in given))
+            if given.mask.shape[1:4] != self.cut.clip:
+                raise ValueError(f"clips of {given.mask.shape[1:4]} are given, but these become {self.cut.clip}")
         tokens = encode_prompts(self.run, prompts, negative_prompt=self.negative_prompt)
         texts = window_programs.embed_text(nnx.graphdef(self.run.model), self.run.parameters(), tokens)
-        return self._frames(videos, [np.asarray(text) for text in texts], seed, first_number)
+        return self._frames(videos, [np.asarray(text) for text in texts], seed, first_number, given)
 
     def videos(
-        self, videos: Videos, prompts: Sequence[str], *, seed: int = 0, first_number: int = 0
+        self, videos: Videos, prompts: Sequence[str], **options: Any
     ) -> Float[np.ndarray, "prompts frames large_height large_width 3"]:
         """All of `frames`."""
         result = np.empty((len(videos), *self.cut.clip, 3), np.float32)
-        for clip, frame, image in self.frames(videos, prompts, seed=seed, first_number=first_number):
+        for clip, frame, image in self.frames(videos, prompts, **options):
             result[clip, frame] = image
         return result
 
     def _frames(
-        self, videos: Videos, texts: Sequence[np.ndarray], seed: int, first_number: int
+        self, videos: Videos, texts: Sequence[np.ndarray], seed: int, first_number: int, given: Condition | None
     ) -> Iterator[tuple[int, int, np.ndarray]]:
         together = clips_together(self.cut, self.window_batch)
         calls = sum(
@@ -140,7 +156,9 @@ class SuperResolution:
         ) as bar:
             for first in range(0, len(videos), together):
                 part = slice(first, first + together)
-                clips = _Clips(self, videos[part], [text[part] for text in texts], seed, first_number + first, bar)
+                given_there = jax.tree.map(lambda array, part=part: array[part], given)
+                of_part = (videos[part], [text[part] for text in texts], given_there)
+                clips = _Clips(self, *of_part, seed, first_number + first, bar)
                 for clip, frame, image in clips.frames():
                     yield first + clip, frame, image
 
@@ -149,9 +167,17 @@ class _Clips:
     """Some clips on their way: what `stream` asks of a network."""
 
     def __init__(
-        self, ready: SuperResolution, videos: Videos, texts: list[np.ndarray], seed: int, first: int, bar: tqdm.tqdm
+        self,
+        ready: SuperResolution,
+        videos: Videos,
+        texts: list[np.ndarray],
+        given: Condition | None,
+        seed: int,
+        first: int,
+        bar: tqdm.tqdm,
     ):
         self.ready, self.videos, self.texts, self.bar = ready, np.asarray(videos, np.float32), texts, bar
+        self.given = given
         self.parameters = ready.run.parameters()
         self.numbers = np.arange(first, first + len(videos), dtype=np.int32)
         self.key = jax.random.key(seed)  # this process's, for what it does alone; and the devices'
@@ -193,8 +219,9 @@ class _Clips:
         self, step: int, clip: int, frame: int, x: np.ndarray, prediction: np.ndarray, previous: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray]:
         place = (self.numbers[clip], frame, step)
+        given = jax.tree.map(lambda array: array[clip, frame], self.given)
         finished = window_programs.finish_frame(
-            x, prediction, previous, self.plan.step(step), self.key, place, settings=self.ready.settings
+            x, prediction, previous, self.plan.step(step), self.key, place, given, settings=self.ready.settings
         )
         return tuple(map(np.asarray, finished))
 

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int32
 from lumiere_jax.checkpoints.run_directory import Run
 from lumiere_jax.diffusion.approximations import Approximations
 from lumiere_jax.diffusion.clip_noise import clip_key
-from lumiere_jax.diffusion.condition import Condition, nothing_given
+from lumiere_jax.diffusion.condition import Condition, for_each, nothing_given
 from lumiere_jax.distributed import partitioning, processes
 from lumiere_jax.models.text_to_video import TextToVideo
 from lumiere_jax.pipelines.generation import Settings, check_window, generate, sampling_settings
@@ -113,20 +113,17 @@ def _sample(
     tokens = encode_prompts(run, padded, negative_prompt=negative_prompt)
     numbers = np.arange(first_number, first_number + count, dtype=np.int32)
     given = nothing_given(*clip) if given is None and settings.is_conditional else given
-    inputs = (numbers, tokens, *jax.tree.map(lambda video: _for_each(video, count), (given, original)))
+
+    def each(videos: np.ndarray) -> np.ndarray:
+        return _filled_up(for_each(videos, len(prompts)), count)
+
+    inputs = (numbers, tokens, *jax.tree.map(each, (given, original)))
     return _first(len(prompts), _sample_on_mesh(run, jax.random.key(seed), inputs, clip, settings, watch))
 
 
-def _is_for_each(video: np.ndarray) -> bool:
-    """Whether there is one for each prompt, rather than one for all."""
-    return video.ndim == partitioning.VIDEO_NDIM
-
-
-def _for_each(video: np.ndarray, count: int) -> np.ndarray:
-    """`count` videos: of one for all prompts, or of one for each of them and more that nobody asked for."""
-    if not _is_for_each(video):
-        return np.repeat(video[None], count, axis=0)
-    return np.concatenate([video, np.zeros((count - len(video), *video.shape[1:]), video.dtype)])
+def _filled_up(videos: np.ndarray, count: int) -> np.ndarray:
+    """`count` videos, those that nobody asked for black."""
+    return np.concatenate([videos, np.zeros((count - len(videos), *videos.shape[1:]), videos.dtype)])
 
 
 def _clip_and_settings(
@@ -144,11 +141,8 @@ def _clip_and_settings(
     if run.config.diffusion.low_res_factor:
         raise ValueError(f"{run.path} is a super-resolution run: give it as super_resolution, beside a base run")
     settings = sampling_settings(run.config, **choices)
-    videos = [video for video in (*(given or ()), original) if video is not None]
-    for video in videos:
-        if _is_for_each(video) and len(video) != prompts:
-            raise ValueError(f"{len(video)} clips are given, but {prompts} prompts: give one for each, or one for all")
-    shapes = [video.shape[-4:-1] for video in videos]
+    videos = [for_each(video, prompts) for video in (*(given or ()), original) if video is not None]
+    shapes = [video.shape[1:4] for video in videos]
     default = shapes[0] if shapes else (run.config.clip.frames, run.config.clip.size, run.config.clip.size)
     height, width = size or default[1:]
     frames = default[0] if frames is None else frames
@@ -225,17 +219,14 @@ def sample_in_batches(
 
 
 def _batches(run: Run, prompts: Sequence[str], size: int, seed: int, choices: dict[str, Any]) -> Iterator[Sampled]:
+    given = {name: choices[name] for name in ("given", "original") if name in choices}
+    videos = jax.tree.map(lambda video: for_each(video, len(prompts)), given)
     for first in range(0, len(prompts), size):
         batch = list(prompts[first : first + size])
         # Always a full batch, so that one compiled program serves all; what is too much is dropped.
         full = batch + [""] * (size - len(batch))
-        videos = {name: choices[name] for name in ("given", "original") if name in choices}
-        of_batch = jax.tree.map(functools.partial(_of_batch, first=first, size=size), videos)
+        of_batch = jax.tree.map(lambda each, first=first: _filled_up(each[first : first + size], size), videos)
         yield _first(len(batch), _sample(run, full, seed, first_number=first, **choices | of_batch))
-
-
-def _of_batch(video: np.ndarray, first: int, size: int) -> np.ndarray:
-    return _for_each(video[first : first + size], size) if _is_for_each(video) else video
 
 
 def _check_batch_size(run: Run, batch_size: int | None) -> None:

@@ -14,9 +14,10 @@ from jaxtyping import Array, Float, Int32, Key
 
 from lumiere_jax.diffusion import low_resolution, samplers
 from lumiere_jax.diffusion.clip_noise import clip_key, noise_of_rows
+from lumiere_jax.diffusion.condition import Condition
 from lumiere_jax.distributed import partitioning
 from lumiere_jax.models.text_to_video import TextToVideo
-from lumiere_jax.pipelines.generation import Settings, guided_denoiser
+from lumiere_jax.pipelines.generation import Settings, guided_denoiser, replacing
 
 # Streams of a clip's noise. The base model's is another seed's.
 _LOW_RES, _START, _STEPS = range(3)
@@ -118,6 +119,7 @@ def finish_frame(
     step: samplers.Plan,
     key: Key[Array, ""],
     place: tuple[Array, Array, Array],
+    given: Condition | None = None,
     *,
     settings: Settings,
 ) -> tuple[Float[Array, "height width 3"], Float[Array, "height width 3"]]:
@@ -130,10 +132,12 @@ def finish_frame(
       step: of the sampler's plan.
       key: of all noise.
       place: number of the clip, of the frame, and of the step.
+      given: what of the frame is given: it replaces the prediction, as in `generation.replacing`.
       settings: from `sampling_settings`.
     """
     number, frame, index = place
-    found = settings.to_x0(lambda *_: prediction)(x, step.t)
+    denoise = settings.to_x0(lambda *_: prediction)
+    found = (denoise if given is None else replacing(denoise, given))(x, step.t)
     x0, fraction = found if settings.learns_variance else (found, None)
     noise = None
     if step.noise is not None:

@@ -79,17 +79,17 @@ def video(tmp_path):
 
 def test_videos_are_taken_from_their_start_at_the_rate_of_the_model(video):
     for fps, frames, expected in ((12, 3, [0, 1, 2]), (4, 6, [0, 3, 6, 9, 12, 15]), (24, 4, [0, 0, 1, 1])):
-        found = task_inputs.video_for(video, frames=frames, fps=fps, height=4)
+        found = task_inputs.video_for(video, frames=frames, fps=fps, size=(4, 8))
         assert found.shape == (frames, 4, 8, 3)
         np.testing.assert_allclose((found.mean((1, 2, 3)) + 1) * 127.5, np.array(expected) * 8 + 20, atol=3)
 
 
 def test_videos_that_are_too_short_or_none(video, tmp_path):
     with pytest.raises(ValueError, match=r"video\.mp4 gives 8 frames at 4 per second, and 9 .* or --frames=8"):
-        task_inputs.video_for(video, frames=9, fps=4, height=4)
+        task_inputs.video_for(video, frames=9, fps=4, size=(4, 8))
     (tmp_path / "text.mp4").write_text("no video")
     with pytest.raises(VideoError, match=r"text\.mp4: cannot be decoded"):
-        task_inputs.video_for(tmp_path / "text.mp4", frames=1, fps=4, height=4)
+        task_inputs.video_for(tmp_path / "text.mp4", frames=1, fps=4, size=(4, 8))
 
 
 def test_masks_belong_to_something_of_their_size(video, tmp_path):

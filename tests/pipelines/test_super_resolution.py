@@ -12,6 +12,7 @@ from random_runs import random_run
 
 from lumiere_jax.diffusion import low_resolution
 from lumiere_jax.diffusion.clip_noise import clip_key, noise_of_rows
+from lumiere_jax.diffusion.condition import Condition
 from lumiere_jax.diffusion.samplers import advance
 from lumiere_jax.pipelines import window_memory
 from lumiere_jax.pipelines.generation import guided_denoiser, sampling_settings
@@ -36,8 +37,11 @@ def denoised(graphdef, parameters, x, t, low_res, tokens, level, settings):
     return guided_denoiser(model.predict, settings)(x, t, low_res, texts, level)
 
 
-def whole_clip(run, number, **choices):
-    """A clip sampled step by step, all of it in memory; windows by an average over each pixel's predictions."""
+def whole_clip(run, number, given=None, **choices):
+    """A clip sampled step by step, all of it in memory; windows by an average over each pixel's predictions.
+
+    What is given of it is put into each prediction.
+    """
     settings = sampling_settings(run.config, **choices)
     frames, height, width = VIDEOS.shape[1], *(2 * size for size in VIDEOS.shape[2:4])
     key = jax.random.key(5)
@@ -61,6 +65,7 @@ def whole_clip(run, number, **choices):
             weighted[box] += np.asarray(prediction)[0]
             total[box] += 1
         x0 = settings.to_x0(lambda *_, mean=weighted / total: jnp.asarray(mean))(jnp.asarray(x), step.t)
+        x0 = x0 if given is None else jnp.where(given.mask > 0, given.video, x0)
         added = noise(jax.random.fold_in(clip_key(key, 2, number), index)) if step.noise is not None else None
         before = jnp.zeros_like(x0) if previous is None else previous
         x, previous = np.asarray(advance(step, jnp.asarray(x), x0, noise=added, previous=before)), x0
@@ -77,6 +82,28 @@ def test_streamed_clips_are_the_whole_ones(run, choices):
     # Beside others or alone, with the number that it had.
     alone = super_resolve(run, VIDEOS[1:], PROMPTS[1:], seed=5, first_number=1, **choices)
     np.testing.assert_allclose(alone[0], expected[1], atol=2e-4)
+
+
+@pytest.mark.parametrize("choices", [{}, {"sampler": "dpm_solver_pp_2m_sde", "steps": 3, "tile": (8, 2)}])
+def test_what_is_given_of_the_large_clips_is_kept(run, choices):
+    draw = np.random.default_rng(1)
+    video = draw.uniform(-1, 1, (2, 6, 16, 20, 3)).astype(np.float32)
+    given = Condition(video, (draw.uniform(size=(2, 6, 16, 20, 1)) < 0.3).astype(np.float32))
+    expected = np.stack([whole_clip(run, n, Condition(*(part[n] for part in given)), **choices) for n in range(2)])
+    for window_batch in (1, 5):
+        result = super_resolve(run, VIDEOS, PROMPTS, seed=5, given=given, window_batch=window_batch, **choices)
+        np.testing.assert_allclose(result, expected, atol=2e-4)
+        np.testing.assert_array_equal(np.where(given.mask, result, 0), np.where(given.mask, video, 0))
+    free = super_resolve(run, VIDEOS, PROMPTS, seed=5, **choices)
+    assert np.abs(np.where(given.mask, 0, result - free)).max() > 1e-2  # the rest follows it
+    to_all = Condition(video[0], given.mask[0])
+    of_all = super_resolve(run, VIDEOS, PROMPTS, seed=5, given=to_all, **choices)
+    np.testing.assert_allclose(of_all[0], expected[0], atol=2e-4)
+    np.testing.assert_array_equal(np.where(to_all.mask, of_all[1], 0), np.where(to_all.mask, video[0], 0))
+    with pytest.raises(ValueError, match=r"clips of \(6, 16, 10\) are given, but these become \(6, 16, 20\)"):
+        super_resolve(run, VIDEOS, PROMPTS, given=Condition(*(part[..., :10, :] for part in given)), **choices)
+    with pytest.raises(ValueError, match="2 clips are given, but 1 prompts"):
+        super_resolve(run, VIDEOS[:1], PROMPTS[:1], given=given, **choices)
 
 
 def test_frames_come_in_order_while_later_ones_are_still_noise(run):
