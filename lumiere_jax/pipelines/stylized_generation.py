@@ -29,17 +29,11 @@ def stylized(run: Run, style: Run, alpha: float | int) -> Run:
       alpha: share of the style: 0 is the run as it is, 1 the style's layers alone.
 
     Raises:
-      ValueError: `style` is none, or was fine-tuned from other spatial layers than the run's; alpha is out of range.
+      ValueError: as `check_style`, or alpha is out of range.
     """
     if not 0.0 <= alpha <= 1.0:
         raise ValueError(f"alpha={alpha}: give a share of the style, 0 to 1")
-    if "style" not in style.config:
-        raise ValueError(f"{style.path} is no style but {style.config.name}: train one with configs/style.py")
-    if spatial_layers_hash(run) != style.config.style.base_unet:
-        raise ValueError(
-            f"{style.path} was fine-tuned from other spatial layers than those of {run.path}: train it again with "
-            f"--config.style.base={run.path}"
-        )
+    check_style(run, style)
     graphdef, state = nnx.split(run.model.unet)
     leaves, of_style = dict(nnx.to_flat_state(state)), dict(nnx.to_flat_state(nnx.state(style.model.unet)))
     own = {path: leaf.get_value() for path, leaf in leaves.items() if not isinstance(leaf, TemporalParam)}
@@ -54,6 +48,17 @@ def stylized(run: Run, style: Run, alpha: float | int) -> Run:
         padding_sees_tokens=run.model.padding_sees_tokens,
     )
     return dataclasses.replace(run, model=model)
+
+
+def check_style(run: Run, style: Run) -> None:
+    """Raises a ValueError for a style that is none, or was fine-tuned from other spatial layers than the run's."""
+    if "style" not in style.config:
+        raise ValueError(f"{style.path} is no style but {style.config.name}: train one with configs/style.py")
+    if spatial_layers_hash(run) != style.config.style.base_unet:
+        raise ValueError(
+            f"{style.path} was fine-tuned from other spatial layers than those of {run.path}: train it again with "
+            f"--config.style.base={run.path}"
+        )
 
 
 def spatial_layers_hash(run: Run) -> str:

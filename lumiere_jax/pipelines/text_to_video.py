@@ -25,6 +25,10 @@ from lumiere_jax.pipelines.generation import Settings, check_window, generate, s
 Videos = Float[np.ndarray, "prompts frames height width 3"]
 
 
+# Gets the middle frame of each clip, in [-1, 1], as each call of the network predicts it, while sampling goes on.
+OnPrediction = Callable[[Float[Array, "prompts height width 3"]], None]
+
+
 class Sampled(NamedTuple):
     """Clips in [-1, 1], and how they came about, where that was asked for: see `watch_denoising`."""
 
@@ -99,6 +103,7 @@ def _sample(
     seed: int,
     *,
     watch: bool,
+    on_prediction: OnPrediction | None = None,
     first_number: int = 0,
     negative_prompt: str = "",
     given: Condition | None = None,
@@ -118,7 +123,9 @@ def _sample(
         return _filled_up(for_each(videos, len(prompts)), count)
 
     inputs = (numbers, tokens, *jax.tree.map(each, (given, original)))
-    return _first(len(prompts), _sample_on_mesh(run, jax.random.key(seed), inputs, clip, settings, watch))
+    return _first(
+        len(prompts), _sample_on_mesh(run, jax.random.key(seed), inputs, clip, settings, watch, on_prediction)
+    )
 
 
 def _filled_up(videos: np.ndarray, count: int) -> np.ndarray:
@@ -190,6 +197,7 @@ def sample_in_batches(
     seed: int,
     batch_size: int | None = None,
     watch: bool = False,
+    on_prediction: OnPrediction | None = None,
     **choices: Any,
 ) -> Iterator[Sampled]:
     """Samples many prompts, a batch at a time by one compiled program; for several processes see `sample_videos`.
@@ -200,6 +208,7 @@ def sample_in_batches(
       seed: of the noise.
       batch_size: clips that are sampled at once; None: four, or as many more as the devices along `data` need.
       watch: whether to return how they come about, too.
+      on_prediction: is told how they come about at once. The program is compiled for it: give the same function again.
       **choices: the other arguments of `sample_videos`.
 
     Returns:
@@ -215,7 +224,7 @@ def sample_in_batches(
     encode_prompts(run, prompts, negative_prompt=choices.get("negative_prompt", ""))
     _check_batch_size(run, batch_size)
     size = min(batch_size or _next_multiple(4, run.mesh.shape["data"]), len(prompts))
-    return _batches(run, prompts, size, seed, {"watch": watch, **choices})
+    return _batches(run, prompts, size, seed, {"watch": watch, "on_prediction": on_prediction, **choices})
 
 
 def _batches(run: Run, prompts: Sequence[str], size: int, seed: int, choices: dict[str, Any]) -> Iterator[Sampled]:
@@ -265,6 +274,7 @@ def _sample_on_mesh(
     clip: tuple[int, int, int],
     settings: Settings,
     watch: bool,
+    on_prediction: OnPrediction | None,
 ) -> Sampled:
     """One call of the compiled program, for one batch; every process has the whole batch, and gets all of its clips."""
     batch = partitioning.divide_batch(run.mesh, inputs)
@@ -278,12 +288,13 @@ def _sample_on_mesh(
         settings=settings,
         sharding=sharding,
         watch=watch,
+        on_prediction=on_prediction,
     )
     to_hosts = functools.partial(partitioning.videos_to_hosts, run.mesh)
     return Sampled(to_hosts(sampled), to_hosts(watched) if watch else None)
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "clip", "settings", "sharding", "watch"))
+@functools.partial(jax.jit, static_argnames=("graphdef", "clip", "settings", "sharding", "watch", "on_prediction"))
 def sample_program(
     graphdef: nnx.GraphDef,
     parameters: dict,
@@ -297,6 +308,7 @@ def sample_program(
     settings: Settings,
     sharding: jax.sharding.NamedSharding,
     watch: bool = False,
+    on_prediction: OnPrediction | None = None,
 ) -> tuple[Float[Array, "batch frames height width 3"], Float[Array, "batch calls height width 3"] | None]:
     """All of sampling, jitted.
 
@@ -311,6 +323,7 @@ def sample_program(
       settings: from `sampling_settings`.
       sharding: of videos.
       watch: whether to return the predictions of the middle frame, too.
+      on_prediction: see `sample_in_batches`.
     """
 
     starts, steps = (jax.vmap(functools.partial(clip_key, key, stream))(numbers) for stream in range(2))
@@ -327,7 +340,13 @@ def sample_program(
     texts = tuple(model.embed_text(ids) for ids in tokens)
     predict = _network(model, settings)
     on_mesh = partitioning.on_mesh(sharding.mesh, generate)
-    middle = (lambda x0: x0[:, clip[0] // 2]) if watch else (lambda x0: None)
+
+    def middle(x0: Array) -> Array | None:
+        frame = x0[:, clip[0] // 2]
+        if on_prediction is not None:
+            jax.debug.callback(on_prediction, frame)
+        return frame if watch else None
+
     replaced = given if settings.zero_shot else None
     sampled, watched = on_mesh(predict, noise, texts, beside, None, steps, settings, sharding, middle, replaced)
     if watch:
