@@ -8,7 +8,9 @@ the real clip, in [-1, 1]: where nothing was given (`made`), which has many righ
 which has one. Writes
 
     conditions.json     all of it
-    conditions.png      for each kind four frames of one clip: what is given, conditional, zero-shot, real
+    conditions.png      for each kind four frames of one clip: what is given, conditional, zero-shot, resampled, real
+
+Resampled is zero-shot by DDIM with each step taken four times (samplers.resampled): four times the calls.
 """
 
 import json
@@ -31,6 +33,7 @@ from lumiere_jax.diffusion.condition import Condition
 from lumiere_jax.distributed import platform
 from lumiere_jax.pipelines.text_to_video import sample_videos
 
+RESAMPLED = 4
 VERSIONS = ("jax", "jaxlib", "flax", "numpy")
 
 
@@ -57,12 +60,16 @@ def conditions(clips: np.ndarray) -> dict[str, Condition]:
 
 
 def measure(conditional: Run, base: Run, clips: np.ndarray, captions: list[str]) -> tuple[list[dict], list[np.ndarray]]:
-    """A row of the table for each kind, and of each the clips to be shown: given, conditional, zero-shot, real."""
+    """A row of the table for each kind, and of each the clips to be shown: as `conditions.png` has them."""
     rows, shown = [], []
     for kind, given in tqdm.tqdm(conditions(clips).items(), unit="condition"):
         made = {
             "conditional": sample_videos(conditional, captions, given=given),
             "zero-shot": sample_videos(base, captions, given=given, zero_shot=True),
+            # Of the steps that can be taken again, those without noise.
+            f"resampled {RESAMPLED} times": sample_videos(
+                base, captions, given=given, zero_shot=True, sampler="ddim", resample=RESAMPLED
+            ),
         }
         row: dict[str, Any] = {"given": kind, "share": float(given.mask.mean())}
         for name, videos in made.items():
@@ -120,7 +127,7 @@ def main(_argv: list[str]) -> None:
     (output / "conditions.json").write_text(json.dumps({"conditions": rows, "machine": facts}, indent=1) + "\n")
     write_contact_sheet(output / "conditions.png", shown)
     print(table(rows))
-    print(f"\n{output / 'conditions.png'}: of each row of the table four rows: given, conditional, zero-shot, real")
+    print(f"\n{output / 'conditions.png'}: for each row of the table given, conditional, zero-shot, resampled, real")
 
 
 if __name__ == "__main__":

@@ -27,10 +27,10 @@ from lumiere_jax.diffusion.condition import Condition
 # The flags that each task needs, and those that it may be given, too.
 _TASKS: dict[str, tuple[set[str], set[str]]] = {
     "text_to_video": (set(), set()),
-    "image_to_video": (set(), {"image", "keyframe", "zero_shot", "paste_known"}),
-    "inpaint": ({"video", "mask"}, {"zero_shot", "paste_known"}),
-    "outpaint": ({"video", "border"}, {"zero_shot", "paste_known"}),
-    "cinemagraph": ({"image", "mask"}, {"zero_shot", "paste_known"}),
+    "image_to_video": (set(), {"image", "keyframe", "zero_shot", "paste_known", "resample"}),
+    "inpaint": ({"video", "mask"}, {"zero_shot", "paste_known", "resample"}),
+    "outpaint": ({"video", "border"}, {"zero_shot", "paste_known", "resample"}),
+    "cinemagraph": ({"image", "mask"}, {"zero_shot", "paste_known", "resample"}),
     "edit": ({"video", "strength"}, {"frame_by_frame"}),
     "stylize": ({"style"}, {"alpha"}),
 }
@@ -46,7 +46,7 @@ class Task:
       factor: how many times smaller the base clips are.
       original: the clip that is edited.
       strength: how much of it is changed, see `video_editing.py`.
-      zero_shot: see `conditional_generation.py`.
+      zero_shot, resample: see `conditional_generation.py`.
       paste_known: whether what is given is put into the result.
       frame_by_frame: whether each frame is edited by itself.
       alphas: shares of a style in the spatial layers: clips are made with each, see `stylized_generation.py`.
@@ -59,6 +59,7 @@ class Task:
     original: np.ndarray | None = None
     strength: float | None = None
     zero_shot: bool = False
+    resample: int = 1
     paste_known: bool = False
     frame_by_frame: bool = False
     alphas: tuple[float, ...] = ()
@@ -82,12 +83,13 @@ class Task:
             return {"original": self.original, "start": self.strength}
         if self.given is None:
             return {}
-        return {"given": self.given_at(self.size), "zero_shot": self.zero_shot}
+        return {"given": self.given_at(self.size), "zero_shot": self.zero_shot, "resample": self.resample}
 
     def facts(self) -> dict[str, Any]:
         """For the clips' sidecars."""
-        names = ("strength", "zero_shot", "paste_known", "frame_by_frame")
-        return {"task": self.name, **self.files} | {name: getattr(self, name) for name in names if getattr(self, name)}
+        names = ("strength", "zero_shot", "resample", "paste_known", "frame_by_frame")
+        choices = {name: getattr(self, name) for name in names if getattr(self, name) != getattr(Task, name)}
+        return {"task": self.name, **self.files, **choices}
 
 
 def define_task_flags() -> None:
@@ -120,6 +122,9 @@ def define_task_flags() -> None:
     )
     flags.DEFINE_bool("frame_by_frame", False, "Of edit: each frame by itself, with the image model.")
     flags.DEFINE_bool("zero_shot", False, "Replace what is given at every step, where the model is no conditional one.")
+    flags.DEFINE_integer(
+        "resample", 1, "With --zero_shot: how often each step is taken, so that the rest agrees with what is given.", 1
+    )
     flags.DEFINE_bool("paste_known", False, "Put what is given into the result, which else comes near to it only.")
 
 
@@ -180,7 +185,15 @@ def read_task(run: Run, *, frames: int, height: int, factor: int = 1) -> Task:
             given = condition.inpainting(video_for(FLAGS.video, size=size, **of_video), mask)
         else:
             given = condition.cinemagraph(image_for(FLAGS.image, size), mask, frames)
-    return Task(name, given, factor=factor, zero_shot=FLAGS.zero_shot, paste_known=FLAGS.paste_known, files=files)
+    return Task(
+        name,
+        given,
+        factor=factor,
+        zero_shot=FLAGS.zero_shot,
+        resample=FLAGS.resample,
+        paste_known=FLAGS.paste_known,
+        files=files,
+    )
 
 
 def _large(size: tuple[int, int], height: int, factor: int) -> tuple[int, int]:

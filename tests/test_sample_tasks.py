@@ -24,6 +24,7 @@ class Flags(types.SimpleNamespace):
             "keyframe": [],
             "frame_by_frame": False,
             "zero_shot": False,
+            "resample": 1,
             "paste_known": False,
         }
         super().__init__(task=task, unset=unset, **unset | given)
@@ -59,12 +60,12 @@ def read(monkeypatch, run, task, frames=4, height=12, factor=1, **given):
 
 def test_image_to_video(monkeypatch, run, files):
     first, last = files / "first.png", files / "last.png"
-    task = read(monkeypatch, run, "image_to_video", image=first, keyframe=[f"3:{last}"], zero_shot=True)
+    task = read(monkeypatch, run, "image_to_video", image=first, keyframe=[f"3:{last}"], zero_shot=True, resample=3)
     assert (task.given.mask.shape, task.size) == ((4, 12, 24, 1), (12, 24))
     assert task.given.mask[:, 0, 0, 0].tolist() == [1, 0, 0, 1]
     small = np.asarray(Image.open(last)).reshape(12, 2, 24, 2, 3).mean((1, 3))
     np.testing.assert_allclose(task.given.video[3], small / 127.5 - 1, atol=1e-5)
-    assert task.choices() == {"given": task.given, "zero_shot": True}
+    assert task.choices() == {"given": task.given, "zero_shot": True, "resample": 3}
 
 
 def test_inpaint_and_cinemagraph(monkeypatch, run, files):

@@ -118,6 +118,49 @@ def plan(
             raise ValueError(f"unknown sampler {sampler!r}: use one of {get_args(Sampler)}")
 
 
+def resampled(steps: Plan, schedule: NoiseSchedule, times: Float[np.ndarray, " times"], repeats: int) -> Plan:
+    """A plan that goes back after each step but the last, and takes it again (RePaint: Lugmayr et al. 2022, alg. 1).
+
+    Where a part of the clip is replaced at every step, the rest, made before it was, agrees with it no better than the
+    denoiser foresaw. Noised again, x_t = alpha_t / alpha_s x_s + ... noise, it is made anew beside what is given. Going
+    back is linear, too: step and way back are one row, whose two noises add up to one.
+
+    Args:
+      steps: of "ddim" or "ddpm" with fixed variance, along `times`.
+      schedule, times: as for `plan`.
+      repeats: how often each step is taken; 1 is the plan itself.
+
+    Raises:
+      ValueError: `repeats` is below 1, or the plan is of another sampler.
+    """
+    if repeats < 1:
+        raise ValueError(f"resample={repeats}: take each step at least once")
+    if repeats == 1:
+        return steps
+    if steps.previous is not None or steps.spread is not None:
+        raise ValueError(
+            f"resample={repeats}: steps that remember the one before, or have a learned variance, cannot be taken "
+            "again: use the samplers ddim, or ddpm with variance='posterior'"
+        )
+    alpha, sigma = schedule.alpha_sigma(jnp.asarray(times[:-1]))
+    ratio = alpha[:-1] / alpha[1:]
+    noise = jnp.zeros_like(steps.x) if steps.noise is None else steps.noise
+    added = jnp.square(sigma[:-1]) - jnp.square(ratio * sigma[1:])  # at least 0, but for rounding
+    back = Plan(
+        steps.t[:-1],
+        ratio * steps.x[:-1],
+        ratio * steps.x0[:-1],
+        jnp.sqrt(jnp.square(ratio * noise[:-1]) + jnp.maximum(added, 0.0)),
+    )
+    forth = Plan(steps.t, steps.x, steps.x0, noise)
+
+    def interleaved(back: Array, forth: Array) -> Array:
+        rows = [jnp.repeat(back[:, None], repeats - 1, axis=1), forth[:-1, None]]
+        return jnp.append(jnp.concatenate(rows, axis=1).ravel(), forth[-1])
+
+    return jax.tree.map(interleaved, back, forth)
+
+
 def advance(
     step: Plan,
     x: Float[Array, "*shape"],

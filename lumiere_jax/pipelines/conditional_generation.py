@@ -2,7 +2,8 @@
 
 What is given of a clip is a `Condition`, which `diffusion/condition.py` makes for each application. A conditional model
 (configs/conditional.py) sees it. Any other model can be led by it, too, without having learned that (`zero_shot`): what
-is given replaces the prediction there at every step.
+is given replaces the prediction there at every step. With `resample` each step is taken so many times, which lets the
+rest of the clip agree with it better (`samplers.resampled`).
 """
 
 from collections.abc import Sequence

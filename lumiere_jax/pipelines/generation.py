@@ -46,6 +46,7 @@ class Settings:
     start: float = 1.0  # diffusion time from which on a clip is sampled; below 1 it starts from another one (SDEdit)
     is_conditional: bool = False  # whether the network is that of the conditional model
     zero_shot: bool = False  # whether what is given replaces predictions, and no network is told of it
+    resample: int = 1  # how often each step is taken, see `samplers.resampled`; with zero_shot alone
 
     def __post_init__(self):
         for field, known in (
@@ -62,6 +63,10 @@ class Settings:
         if self.steps < 1:
             raise ValueError(f"steps={self.steps}: sampling takes at least one step")
         self.times()  # raises on steps, spacing or a start that do not fit
+        if self.resample != 1:
+            if not self.zero_shot:
+                raise ValueError(f"resample={self.resample} is for what is given to no conditional model: zero_shot")
+            jax.eval_shape(self.plan)  # raises for steps that cannot be taken again
         if not 0.0 <= self.guidance_weight < 1e3:
             raise ValueError(f"guidance={self.guidance_weight}: use a weight from 0; 1 is no guidance")
         first, last = self.guidance_interval
@@ -93,7 +98,8 @@ class Settings:
     def plan(self) -> samplers.Plan:
         """The sampler's steps."""
         variance = self.variance if self.learns_variance else "posterior"
-        return samplers.plan(self.sampler, self.schedule, self.times(), variance=variance)
+        steps = samplers.plan(self.sampler, self.schedule, self.times(), variance=variance)
+        return samplers.resampled(steps, self.schedule, self.times(), self.resample)
 
     def to_x0(self, denoiser: prediction.Denoiser) -> prediction.Denoiser | prediction.VarianceDenoiser:
         """The x0 denoiser, with threshold and learned variance, of one that predicts as the network does."""
@@ -121,6 +127,7 @@ def sampling_settings(
     approximations: Approximations | None = None,
     start: float = 1.0,
     zero_shot: bool = False,
+    resample: int = 1,
 ) -> Settings:
     """The sampling that a run's config asks for, with what a caller chooses otherwise.
 
@@ -135,7 +142,7 @@ def sampling_settings(
         super-resolution, else uniform, as the paper's.
       window_batch: see `Settings`.
       approximations: default: none.
-      start, zero_shot: see `Settings`.
+      start, zero_shot, resample: see `Settings`.
 
     Raises:
       ValueError: a value is unknown or out of range, a learned variance is asked of a network that has none, or
@@ -183,6 +190,7 @@ def sampling_settings(
         start=start,
         is_conditional="conditioning" in config,
         zero_shot=zero_shot,
+        resample=resample,
     )
 
 

@@ -66,8 +66,8 @@ def sample_videos(
       given: what of the clips is given, of all or of each: see `conditional_generation.py`.
       original: clips to start from where `start` is below 1, for all or for each: see `video_editing.py`.
       **choices: of `sampling_settings`: steps, guidance_weight, guidance_interval, guidance_rescale, sampler, spacing,
-        window, weights, window_batch, approximations, start, zero_shot. With a window clips are made in windows of so
-        many frames, which MultiDiffusion joins: for clips that are longer than the model's.
+        window, weights, window_batch, approximations, start, zero_shot, resample. With a window clips are made in
+        windows of so many frames, which MultiDiffusion joins: for clips that are longer than the model's.
 
     Returns:
       Clips in [-1, 1], at `run.config.clip.fps` frames per second.

@@ -21,12 +21,14 @@ def test_all_of_it():
     for row, each in zip(rows, given.values(), strict=True):
         assert row["share"] == pytest.approx(each.mask.mean())
         assert row["zero-shot, given"] == pytest.approx(0, abs=1e-10)
+        assert row["resampled 4 times, given"] == pytest.approx(0, abs=1e-10)
+        assert abs(row["resampled 4 times, made"] - row["zero-shot, made"]) > 1e-4
         assert row["conditional, given"] > 1e-3
         assert row["zero-shot, made"] > 1e-3
         np.testing.assert_array_equal(each.video * each.mask, clips * each.mask)
     assert [row["share"] for row in rows] == [0.25, 0.5, 0.5, 0.75, 0.25]
-    assert len(shown) == 4 * len(rows)
-    np.testing.assert_array_equal(shown[3], clips[0])
+    assert len(shown) == 5 * len(rows)
+    np.testing.assert_array_equal(shown[4], clips[0])
     assert table(rows).splitlines()[2].startswith("| first frame | 0.2500 | ")
 
 

@@ -14,10 +14,12 @@ from lumiere_jax.diffusion.noise_schedule import CosineSchedule, DiscreteCosineS
 from lumiere_jax.diffusion.samplers import (
     MIN_TIME,
     Sampler,
+    advance,
     ddim_coefficients,
     follow,
     follow_and_watch,
     plan,
+    resampled,
     sample,
     time_grid,
 )
@@ -376,3 +378,51 @@ def test_errors():
     for times in ([1.0], [1.0, 0.5], [0.5, 0.7, 0.0], [1.5, 0.0], [1.0, 0.5, 0.5, 0.0]):
         with pytest.raises(ValueError, match="times must fall strictly"):
             plan("dpm_solver_pp_2m", CosineSchedule(), np.array(times))
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+def test_steps_that_are_taken_again_start_from_the_same_marginal(sampler):
+    """Where x0 is known, the state has alpha x0 and sigma at the time of each call, and ends as x0."""
+    schedule = CosineSchedule()
+    times = time_grid(5, schedule)
+    steps = resampled(plan(sampler, schedule, times), schedule, times, 3)
+    np.testing.assert_allclose(steps.t, [*np.repeat(times[:-2], 3), times[-2]], atol=1e-7)
+    draw = np.random.default_rng(0)
+    x = jnp.asarray(draw.standard_normal(200_000, np.float32))
+    for index in range(steps.calls):
+        step = steps.step(index)
+        alpha, sigma = schedule.alpha_sigma(step.t)
+        left = x - float(alpha) * MEAN
+        np.testing.assert_allclose([left.mean(), left.std()], [0, sigma], atol=0.01)
+        x = advance(step, x, jnp.full_like(x, MEAN), noise=jnp.asarray(draw.standard_normal(len(x), np.float32)))
+    np.testing.assert_allclose(x, MEAN, atol=1e-6)
+
+
+def test_taken_again_is_there_and_back():
+    """A step of DDIM, and from where it ended q(x_t | x_s)."""
+    schedule = CosineSchedule()
+    times = np.array([0.8, 0.5, 0.2, 0.0])
+    steps, once = resampled(plan("ddim", schedule, times), schedule, times, 2), plan("ddim", schedule, times)
+    assert resampled(once, schedule, times, 1) is once
+    x, x0 = 0.7, -0.3
+    (alpha_t, alpha_s), (sigma_t, sigma_s) = np.float64(alpha_sigma(schedule, times[:2]))
+    there = float(advance(once.step(0), jnp.float32(x), jnp.float32(x0)))
+    variance = sigma_t**2 - (alpha_t / alpha_s) ** 2 * sigma_s**2
+    for noise in (0.0, 1.0):
+        expected = alpha_t / alpha_s * there + np.sqrt(variance) * noise
+        found = advance(steps.step(0), jnp.float32(x), jnp.float32(x0), noise=jnp.float32(noise))
+        assert float(found) == pytest.approx(expected, abs=1e-6)
+    assert float(advance(steps.step(1), jnp.float32(x), jnp.float32(x0), noise=jnp.float32(9.0))) == there
+
+
+def test_steps_that_cannot_be_taken_again():
+    schedule = CosineSchedule()
+    times = time_grid(4, schedule)
+    for sampler in ("dpm_solver_pp_2m", "heun", "dpm_solver_pp_2m_sde"):
+        with pytest.raises(ValueError, match="resample=2: steps that remember the one before"):
+            resampled(plan(sampler, schedule, times), schedule, times, 2)
+    learned = plan("ddpm", schedule, times, variance="learned_range")
+    with pytest.raises(ValueError, match=r"resample=2: .* or have a learned variance"):
+        resampled(learned, schedule, times, 2)
+    with pytest.raises(ValueError, match="resample=0: take each step at least once"):
+        resampled(learned, schedule, times, 0)

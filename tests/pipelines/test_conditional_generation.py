@@ -105,6 +105,9 @@ def test_zero_shot_keeps_what_is_given(base):
     made = complete_videos(base, PROMPTS, given, zero_shot=True)
     for video in made:
         np.testing.assert_array_equal(video[:, :, SIZE // 2 :], given.video[:, :, SIZE // 2 :])
+    again = complete_videos(base, PROMPTS, given, zero_shot=True, resample=3)
+    np.testing.assert_array_equal(again[..., SIZE // 2 :, :], made[..., SIZE // 2 :, :])
+    assert np.abs(again - made).max() > 1e-2
     other = complete_videos(base, PROMPTS, condition.inpainting(clip(1), left_half()), zero_shot=True)
     assert np.abs(other - made)[..., : SIZE // 2, :].max() > 1e-3
 
@@ -142,6 +145,8 @@ def test_conditions_that_are_of_no_use(base, conditional):
     three = condition.Condition(*(np.stack([part] * 3) for part in given))
     with pytest.raises(ValueError, match="3 clips are given, but 2 prompts: give one for each, or one for all"):
         complete_videos(conditional, PROMPTS, three)
+    with pytest.raises(ValueError, match="resample=2 is for what is given to no conditional model"):
+        complete_videos(conditional, PROMPTS, given, resample=2)
     with pytest.raises(ValueError, match="nothing is given"):
         sample_videos(base, PROMPTS, zero_shot=True)
     with pytest.raises(
