@@ -74,12 +74,12 @@ def measure(
 def plot(rows: Sequence[dict], nearest: float, path: pathlib.Path) -> None:
     """Motion and style distance over alpha."""
     alphas = [row["alpha"] for row in rows]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
     for name in ("motion", "motion without flicker"):
         left.plot(alphas, [row[name] for row in rows], marker="o", label=name)
     right.plot(alphas, [row["style distance"] for row in rows], marker="o", label="clips to style images")
     right.axhline(nearest, linestyle="--", color="grey", label="halves of the style images")
-    for axis, label in ((left, "mean squared difference of neighbouring frames"), (right, "distance of patches")):
+    for axis, label in ((left, "neighbouring frames: mean squared difference"), (right, "distance of patches")):
         axis.set(xlabel="alpha", ylabel=label, ylim=(0, None))
         axis.axvspan(0.5, 1.0, color="grey", alpha=0.1)
         axis.legend()

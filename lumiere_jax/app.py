@@ -24,6 +24,7 @@ from lumiere_jax import app_tasks
 from lumiere_jax.app_tasks import MAX_GUIDANCE, MAX_SEED, MAX_STEPS, Choices, Job, Models
 from lumiere_jax.checkpoints.checkpointing import CheckpointError
 from lumiere_jax.checkpoints.run_directory import load_run
+from lumiere_jax.data.task_inputs import is_image, read_image
 from lumiere_jax.data.video_io import frame_to_rgb, open_video, to_uint8
 from lumiere_jax.distributed import platform
 from lumiere_jax.pipelines.generation import sampling_settings
@@ -134,7 +135,7 @@ def _tabs(models: Models) -> list[tuple[Callable[..., Job], Any, list[Any]]]:
         )
 
     def brush(name: str, label: str) -> Any:
-        paint = gr.Brush(colors=["#ffffff"], color_mode="fixed")
+        paint = gr.Brush(colors=["#ff5500"], color_mode="fixed")
         options = {"sources": ["upload"], "transforms": (), "layers": False, "brush": paint}
         return gr.ImageEditor(type="numpy", label=label, elem_id=f"paint_{name}", **options)
 
@@ -155,7 +156,7 @@ def _tabs(models: Models) -> list[tuple[Callable[..., Job], Any, list[Any]]]:
     with gr.Tab("Inpaint"):
         holed = video("inpaint")
         hole = brush("inpaint", "Its first frame: paint over what is to be made, in all frames")
-        holed.change(_first_frame, holed, hole, api_name=False)
+        holed.change(_first_frame, holed, hole, api_visibility="private")
         add(app_tasks.inpaint, holed, hole)
     with gr.Tab("Outpaint"):
         inside = video("outpaint")
@@ -165,7 +166,10 @@ def _tabs(models: Models) -> list[tuple[Callable[..., Job], Any, list[Any]]]:
         ]
         add(app_tasks.outpaint, inside, *borders)
     with gr.Tab("Cinemagraph"):
-        add(app_tasks.cinemagraph, brush("cinemagraph", "An image: paint over what is to move"))
+        still = gr.Image(type="filepath", sources=["upload"], label="Image", height=240, elem_id="image_still")
+        moving = brush("cinemagraph", "The image: paint over what is to move")
+        still.change(_first_frame, still, moving, api_visibility="private")
+        add(app_tasks.cinemagraph, still, moving)
     with gr.Tab("Stylize"):
         names = list(models.styles)
         if not names:
@@ -179,12 +183,22 @@ def _tabs(models: Models) -> list[tuple[Callable[..., Job], Any, list[Any]]]:
     return buttons
 
 
-def _first_frame(video: str | None) -> np.ndarray | None:
-    if not video:
+def _first_frame(file: str | None) -> np.ndarray | None:
+    """Of an image or a video, to be painted on.
+
+    Raises:
+      gr.Error: it cannot be read.
+    """
+    if not file:
         return None
-    with open_video(video, name="the video") as opened:
-        _, frame = next(iter(opened.frames))
-        return frame_to_rgb(frame)
+    try:
+        if is_image(file):
+            return read_image(file)
+        with open_video(file, name="the video") as opened:
+            _, frame = next(iter(opened.frames))
+            return frame_to_rgb(frame)
+    except (ValueError, OSError) as error:
+        raise gr.Error(str(error), print_exception=False) from error
 
 
 class _Maker:
@@ -252,24 +266,26 @@ def main(_argv: list[str]) -> None:
             {pathlib.Path(path).name: load_run(path) for path in FLAGS.style},
             [load_run(path) for path in FLAGS.super_resolution],
         )
-    except (CheckpointError, ValueError) as error:
+        page = launch(models, pathlib.Path(FLAGS.output), host=FLAGS.host, port=FLAGS.port)
+    except (CheckpointError, OSError, ValueError) as error:
         sys.exit(f"error: {error}")
-    launch(models, pathlib.Path(FLAGS.output), host=FLAGS.host, port=FLAGS.port)
+    print(f"open {page.local_url} (Ctrl-C ends it)", flush=True)
+    page.block_thread()
 
 
-def launch(
-    models: Models, output: pathlib.Path, *, host: str = "127.0.0.1", port: int | None = None, **options: Any
-) -> Any:
-    """Serves the page.
+def launch(models: Models, output: pathlib.Path, *, host: str = "127.0.0.1", port: int | None = None) -> Any:
+    """Serves the page from threads of its own.
 
     Args:
       models, output: as for `build_page`.
       host: whose requests are answered.
       port: of the page; None: the first free one from 7860 on.
-      **options: of Gradio's `launch`.
 
     Returns:
-      the page.
+      the page, with its address as `local_url`.
+
+    Raises:
+      OSError: the port is in use.
     """
     output.mkdir(parents=True, exist_ok=True)
     page = build_page(models, output)
@@ -283,7 +299,8 @@ def launch(
         theme=gr.themes.Default(**fonts),
         css=_CSS,
         footer_links=[],
-        **options,
+        prevent_thread_lock=True,
+        quiet=True,
     )
     return page
 

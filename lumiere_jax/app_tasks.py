@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 
 from lumiere_jax.checkpoints.run_directory import Run
-from lumiere_jax.data.area_resizing import proportional_width, resized_image, resized_region
+from lumiere_jax.data.area_resizing import proportional_width, resized_region
 from lumiere_jax.data.task_inputs import frame_size, image_for, video_for
-from lumiere_jax.data.video_io import to_float, write_contact_sheet
+from lumiere_jax.data.video_io import write_contact_sheet
 from lumiere_jax.diffusion import condition
 from lumiere_jax.pipelines.results import file_name
 from lumiere_jax.pipelines.stylized_generation import check_style, stylized
@@ -28,7 +28,7 @@ MAX_STEPS = 100
 MAX_GUIDANCE = 20.0
 MAX_SEED = 2**31 - 2
 
-# What the page's brush gives: the image [height, width, 4], and layers of the same size that are painted on.
+# What the page's brush gives: as `layers` pictures [height, width, 4] of what was painted, in the image's proportions.
 Painted = Mapping[str, Any]
 
 
@@ -179,14 +179,11 @@ def outpaint(
     return _completed(models, choices, "outpaint", condition.outpainting(read, **pixels))
 
 
-def cinemagraph(models: Models, choices: Choices, painted: Painted | None) -> Job:
-    """From an image, of which the painted part is to move."""
-    if painted is None or painted.get("background") is None:
-        raise ValueError("No image: give one, and paint over what is to move")
-    image = painted["background"]
-    size = _size(models, choices, image.shape[:2])
-    still = resized_image(to_float(_on_white(image)), *size)
-    given = condition.cinemagraph(still, _painted_region(painted, size), models.for_conditions.config.clip.frames)
+def cinemagraph(models: Models, choices: Choices, image: str | None, painted: Painted | None) -> Job:
+    """From a file of an image, of which the painted part is to move."""
+    size = _size(models, choices, frame_size(_needed("image", image)))
+    region = _painted_region(painted, size)
+    given = condition.cinemagraph(image_for(image, size), region, models.for_conditions.config.clip.frames)
     return _completed(models, choices, "cinemagraph", given)
 
 
@@ -285,8 +282,3 @@ def _painted_region(painted: Painted | None, size: tuple[int, int]) -> Float[np.
     if not any(stroke.any() for stroke in strokes):
         raise ValueError("Nothing is painted: paint over what is to be made")
     return resized_region(np.any(strokes, axis=0).astype(np.float32), *size)
-
-
-def _on_white(image: UInt8[np.ndarray, "height width channels"]) -> UInt8[np.ndarray, "height width 3"]:
-    alpha = image[..., 3:].astype(np.float32) / 255.0 if image.shape[-1] == 4 else 1.0
-    return np.rint(alpha * image[..., :3] + (1.0 - alpha) * 255.0).astype(np.uint8)

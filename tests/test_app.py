@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import io
 import json
 import shutil
 import urllib.error
@@ -52,7 +53,7 @@ def files(tmp_path_factory):
 @pytest.fixture(scope="module")
 def address(models, tmp_path_factory):
     pytest.importorskip("gradio", reason="needs Gradio")
-    page = app.launch(models, tmp_path_factory.mktemp("clips"), prevent_thread_lock=True, quiet=True)
+    page = app.launch(models, tmp_path_factory.mktemp("clips"))
     yield page.local_url.rstrip("/")
     page.close()
 
@@ -72,9 +73,7 @@ def painted(height=48, width=48):
     """As the brush gives it: the left half is painted over."""
     stroke = np.zeros((height, width, 4), np.uint8)
     stroke[:, : width // 2, 3] = 255
-    background = np.full((height, width, 4), 255, np.uint8)
-    background[..., 0] = 10
-    return {"background": background, "layers": [stroke]}
+    return {"layers": [stroke]}
 
 
 # ---------------------------------------------------------------- What the tabs make, without the page
@@ -94,14 +93,13 @@ def test_known_pixels_are_in_the_clip_at_both_sizes(models, files, tmp_path):
     assert made["mp4"].name == "000_a_red_circle_high_resolution.mp4"
 
 
-def test_painted_parts_are_made(models):
-    job = app_tasks.cinemagraph(models, CHOICES, painted())
+def test_painted_parts_are_made(models, files):
+    job = app_tasks.cinemagraph(models, CHOICES, str(files / "image.png"), painted())
     mask = job.task.given.mask[..., 0]
     assert mask[0].all()
     np.testing.assert_array_equal(mask[1:], np.broadcast_to(np.arange(16) >= 8, (3, 16, 16)))
-    np.testing.assert_allclose(
-        job.task.given.video[2, :, 12], np.array([10 / 127.5 - 1, 1, 1]) * np.ones((16, 1)), 1e-5
-    )
+    image = np.asarray(Image.open(files / "image.png")).reshape(16, 3, 16, 3, 3).mean((1, 3))
+    np.testing.assert_allclose(job.task.given.video[2, :, 8:], image[:, 8:] / 127.5 - 1, atol=1e-5)
     assert job.task.zero_shot
     assert job.task.paste_known
 
@@ -116,10 +114,10 @@ def test_inpaint_and_outpaint(models, files):
     np.testing.assert_array_equal(np.argwhere(border.mask[0, ..., 0]).max(0), [11, 7])
 
 
-def test_a_learned_conditional_model_is_not_led_by_replacement(models):
+def test_a_learned_conditional_model_is_not_led_by_replacement(models, files):
     conditional = random_run(conditional=True)
     both = Models(models.base, conditional)
-    job = app_tasks.cinemagraph(both, CHOICES, painted())
+    job = app_tasks.cinemagraph(both, CHOICES, str(files / "image.png"), painted())
     assert (job.run, job.task.zero_shot) == (conditional, False)
     assert app_tasks.text_to_video(both, CHOICES).run is models.base
 
@@ -138,7 +136,11 @@ def test_a_learned_conditional_model_is_not_led_by_replacement(models):
             lambda models, files: app_tasks.inpaint(models, CHOICES, str(files / "video.mp4"), None),
             "Nothing is painted",
         ),
-        (lambda models, _: app_tasks.cinemagraph(models, CHOICES, None), "No image: give one, and paint"),
+        (lambda models, _: app_tasks.cinemagraph(models, CHOICES, None, painted()), "No image: give one"),
+        (
+            lambda models, files: app_tasks.cinemagraph(models, CHOICES, str(files / "image.png"), {}),
+            "Nothing is painted",
+        ),
         (lambda models, _: app_tasks.stylize(models, CHOICES, "oil", 0.5), "style 'oil': choose one of .'ink'."),
         (lambda models, _: app_tasks.stylize(models, CHOICES, "ink", 2), "alpha=2: give a share of the style"),
         (lambda models, files: app_tasks.edit(models, CHOICES, str(files / "video.mp4"), 0, False), "strength=0"),
@@ -166,14 +168,13 @@ def test_each_tab_makes_a_clip(address, browser, files, tmp_path, tab):
     page.fill("#prompt textarea", "a red circle")
     page.fill("#seed input", "7")
     page.get_by_role("tab", name=tab, exact=True).click()
-    if tab == "Image to video":
-        page.set_input_files("#image_first input[type=file]", files / "image.png")
-        page.wait_for_selector("#image_first img")
+    if tab in ("Image to video", "Cinemagraph"):
+        where = "#image_still" if tab == "Cinemagraph" else "#image_first"
+        page.set_input_files(f"{where} input[type=file]", files / "image.png")
+        page.wait_for_selector(f"{where} img")
     if tab in ("Inpaint", "Outpaint", "Edit"):
         page.set_input_files(f"#video_{name} input[type=file]", files / "video.mp4")
         page.wait_for_selector(f"#video_{name} video")
-    if tab == "Cinemagraph":
-        page.set_input_files("#paint_cinemagraph input[type=file]", files / "image.png")
     if tab in ("Inpaint", "Cinemagraph"):
         _paint(page, f"#paint_{name}")
     page.click(f"#make_{name}")
@@ -190,6 +191,14 @@ def test_each_tab_makes_a_clip(address, browser, files, tmp_path, tab):
     assert (made["seed"], made["prompt"], made.get("task", "text_to_video")) == (7, "a red circle", name)
     (tmp_path / "clip.mp4").write_bytes(urllib.request.urlopen(links["mp4"]).read())
     assert len(decode_video(tmp_path / "clip.mp4")[0]) == 4
+    if tab in ("Image to video", "Inpaint", "Cinemagraph", "Edit"):
+        sheet = page.locator("#sheet img").get_attribute("src")
+        shown = np.asarray(Image.open(io.BytesIO(urllib.request.urlopen(sheet).read())).convert("RGB")).astype(float)
+        of_image = tab in ("Image to video", "Cinemagraph")
+        image = np.asarray(Image.open(files / "image.png")) if of_image else decode_video(files / "video.mp4")[0][0]
+        expected = image.reshape(16, 3, 16, 3, 3).mean((1, 3))
+        near = np.abs(shown[:16, :16] - expected).mean(-1) < 8
+        assert near.mean() > (0.05 if tab == "Inpaint" else 0.99)  # the brush is wide
     page.close()
 
 
