@@ -19,6 +19,7 @@ _PUBLIC = {
     "Condition": "lumiere_jax.diffusion.condition",
     "complete_videos": "lumiere_jax.pipelines.conditional_generation",
     "edit_videos": "lumiere_jax.pipelines.video_editing",
+    "stylized": "lumiere_jax.pipelines.stylized_generation",
     "super_resolve": "lumiere_jax.pipelines.super_resolution",
     "write_video": "lumiere_jax.pipelines.results",
 }
