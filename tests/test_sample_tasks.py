@@ -11,6 +11,10 @@ from small_runs import command
 
 from lumiere_jax import sample_tasks
 from lumiere_jax.data.video_io import decode_video, to_uint8, write_mp4
+from lumiere_jax.diffusion.condition import keyframes
+from lumiere_jax.pipelines.super_resolution import super_resolve
+from lumiere_jax.pipelines.text_to_video import sample_videos
+from lumiere_jax.sample import sample
 
 
 class Flags(types.SimpleNamespace):
@@ -172,3 +176,20 @@ def test_the_command(run, files, tmp_path):
         np.testing.assert_array_equal(frames[:, column : column + 16], left)
     made = json.loads(next((tmp_path / "clips").glob("*.json")).read_text())
     assert (made["task"], made["image"], made["paste_known"]) == ("cinemagraph", str(files / "first.png"), True)
+
+
+def test_what_is_given_is_enlarged_as_it_is(run, tmp_path):
+    """And not as the base model came near to it, which is what its own files show."""
+    image = np.random.default_rng(0).uniform(-1, 1, (32, 32, 3)).astype(np.float32)
+    task = sample_tasks.Task("image_to_video", keyframes({0: image}, 4), factor=2)
+    large, prompts = random_run(super_resolution=True), ["a red circle"]
+    base = sample(run, [large], prompts, tmp_path, seed=0, frames=4, size=(16, 16), task=task)
+    np.testing.assert_array_equal(base, sample_videos(run, prompts, given=task.given_at((16, 16))))
+    assert np.abs(base[0, 0] - task.given_at((16, 16)).video[0]).max() > 0.1
+    pasted = task.given_at((16, 16)).paste(base)
+    expected = to_uint8(super_resolve(large, pasted, prompts, given=task.given)[0])
+    (sheet,) = tmp_path.glob("*_high_resolution_sheet.png")
+    shown = np.asarray(Image.open(sheet))
+    for frame in range(4):
+        np.testing.assert_array_equal(shown[:, 34 * frame : 34 * frame + 32], expected[frame])
+    np.testing.assert_array_equal(expected[0], to_uint8(image))
