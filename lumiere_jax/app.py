@@ -49,26 +49,29 @@ _CSS = """
 _EXAMPLES = ("a large red circle moving left", "a small blue star moving up", "a yellow triangle spins")
 
 
+Waiting = queue.SimpleQueue[np.ndarray]
+
+
 class Previews:
-    """What the network predicts while it samples, on its way from the sampling thread to the page."""
+    """What the network predicts while it samples, on its way from the sampling thread to the page.
+
+    One object for all clips, as programs are compiled for it: each clip has a queue of its own.
+    """
 
     def __init__(self):
-        self.waiting: queue.SimpleQueue[np.ndarray] = queue.SimpleQueue()
+        self.waiting = Waiting()
 
     def __call__(self, frames: Float[Array, "1 height width 3"]) -> None:
         self.waiting.put(np.asarray(frames)[0])
 
-    def clear(self) -> None:
-        """Forgets those of an earlier clip."""
-        self.waiting = queue.SimpleQueue()
 
-    def until(self, done: concurrent.futures.Future) -> Iterator[np.ndarray]:
-        """Each as it comes, until all are made."""
-        while not done.done() or not self.waiting.empty():
-            try:
-                yield self.waiting.get(timeout=0.1)
-            except queue.Empty:
-                continue
+def _as_they_come(waiting: Waiting, made: concurrent.futures.Future) -> Iterator[np.ndarray]:
+    """Predictions, until the clip is made."""
+    while not made.done() or not waiting.empty():
+        try:
+            yield waiting.get(timeout=0.1)
+        except queue.Empty:
+            continue
 
 
 def build_page(models: Models, output: pathlib.Path) -> Any:
@@ -228,10 +231,10 @@ class _Maker:
         try:
             choices = Choices(prompt, seed, steps, guidance, enlarge and bool(self.models.super_resolution))
             job = make_job(self.models, choices, *inputs)
-            self.previews.clear()
-            made = self.thread.submit(app_tasks.make, self.models, choices, job, directory, self.previews)
+            waiting = Waiting()
+            made = self.thread.submit(self._sample, choices, job, directory, waiting)
             yield "Compiling; the first clip of a kind takes longer.", None, None, None, None, None
-            for number, image in enumerate(self.previews.until(made), start=1):
+            for number, image in enumerate(_as_they_come(waiting, made), start=1):
                 yield f"Call {number} of the network", to_uint8(image), None, None, None, None
             files = made.result()
         except (ValueError, OSError, MemoryError) as error:
@@ -239,6 +242,11 @@ class _Maker:
         shown = [str(files[kind]) for kind in ("mp4", "sheet", "xt")]
         told = f"Seed {choices.seed}, {app_tasks.facts_of(files)['frames']} frames: {choices.prompt}"
         yield told, None, *shown, [str(files[kind]) for kind in ("mp4", "gif", "json")]
+
+    def _sample(self, choices: Choices, job: Job, directory: pathlib.Path, waiting: Waiting) -> dict[str, pathlib.Path]:
+        # Only now: whoever asked for an earlier clip may have gone, but it was made to its end.
+        self.previews.waiting = waiting
+        return app_tasks.make(self.models, choices, job, directory, self.previews)
 
 
 def define_flags() -> None:

@@ -22,7 +22,7 @@ from lumiere_jax.pipelines.results import file_name
 from lumiere_jax.pipelines.stylized_generation import check_style, stylized
 from lumiere_jax.pipelines.text_to_video import OnPrediction
 from lumiere_jax.sample import sample
-from lumiere_jax.sample_tasks import Task
+from lumiere_jax.sample_tasks import Task, surrounded
 
 MAX_STEPS = 100
 MAX_GUIDANCE = 20.0
@@ -167,16 +167,12 @@ def outpaint(
     borders = {"top": top, "bottom": bottom, "left": left, "right": right}
     if not all(isinstance(share, int | float) and 0 <= share <= 1 for share in borders.values()):
         raise ValueError(f"borders {borders}: give shares of the video, 0 to 1")
-    run, factor = models.for_conditions, models.factor if choices.enlarge else 1
-    found = frame_size(_needed("video", video))
-    height = max(1, round(run.config.clip.size / (1 + top + bottom)))
-    width = proportional_width(found, height)
-    read = _video(models, video, (factor * height, factor * width))
-    pixels = {
-        side: factor * round(share * (height if side in ("top", "bottom") else width))
-        for side, share in borders.items()
-    }
-    return _completed(models, choices, "outpaint", condition.outpainting(read, **pixels))
+    clip, factor = models.for_conditions.config.clip, models.factor if choices.enlarge else 1
+    whole = {"top": 1 + top + bottom, "left": 1 + left + right}
+    whole |= {"bottom": whole["top"], "right": whole["left"]}
+    shares = {side: share / whole[side] for side, share in borders.items()}
+    of_clip = {"frames": clip.frames, "fps": clip.fps, "height": clip.size, "factor": factor}
+    return _completed(models, choices, "outpaint", surrounded(_needed("video", video), shares, **of_clip))
 
 
 def cinemagraph(models: Models, choices: Choices, image: str | None, painted: Painted | None) -> Job:

@@ -12,6 +12,7 @@ All between the first and the last two need a conditional model (configs/conditi
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -176,7 +177,7 @@ def read_task(run: Run, *, frames: int, height: int, factor: int = 1) -> Task:
     if name == "image_to_video":
         given = condition.keyframes(_keyframes(height, factor), frames)
     elif name == "outpaint":
-        given = _outpainting(FLAGS.border, frames, fps, height, factor)
+        given = surrounded(FLAGS.video, _border(FLAGS.border), height=height, factor=factor, **of_video)
     else:
         of = frame_size(FLAGS.video if name == "inpaint" else FLAGS.image)
         size = _large(of, height, factor)
@@ -227,19 +228,37 @@ def _keyframe(argument: str) -> tuple[int, str]:
     return int(index), file
 
 
-def _outpainting(border: list[str], frames: int, fps: float | int, height: int, factor: int) -> Condition:
-    """A video inside of a clip of that height, all of it enlarged by `factor`."""
+def _border(words: list[str]) -> dict[str, float]:
     try:
-        top, bottom, left, right = map(float, border)
+        top, bottom, left, right = map(float, words)
     except ValueError:
-        raise ValueError(f"--border={','.join(border)}: give four shares, TOP,BOTTOM,LEFT,RIGHT") from None
+        raise ValueError(f"--border={','.join(words)}: give four shares, TOP,BOTTOM,LEFT,RIGHT") from None
     if min(top, bottom, left, right) < 0 or top + bottom >= 1 or left + right >= 1:
         raise ValueError(
-            f"--border={','.join(border)}: give shares from 0, less than 1 from top to bottom, left to right"
+            f"--border={','.join(words)}: give shares from 0, less than 1 from top to bottom, left to right"
         )
-    borders = {"top": round(top * height), "bottom": round(bottom * height)}
-    inside = max(1, height - sum(borders.values()))
-    width = proportional_width(frame_size(FLAGS.video), inside)
-    borders |= {side: round(share * width / (1.0 - left - right)) for side, share in (("left", left), ("right", right))}
-    video = video_for(FLAGS.video, frames=frames, fps=fps, size=(factor * inside, factor * width))
-    return condition.outpainting(video, **{side: factor * pixels for side, pixels in borders.items()})
+    return {"top": top, "bottom": bottom, "left": left, "right": right}
+
+
+def surrounded(
+    path: str, borders: Mapping[str, float | int], *, frames: int, fps: float | int, height: int, factor: int
+) -> Condition:
+    """A video inside of a clip of that height, all of it enlarged by `factor`.
+
+    Args:
+      path: of the video.
+      borders: shares of the clip's height (`top`, `bottom`) and width (`left`, `right`) that are new.
+      frames, fps: of the clip.
+      height: in pixels, before it is enlarged.
+      factor: by which.
+
+    Raises:
+      FileNotFoundError, ValueError: as `video_for`, or there are no borders.
+    """
+    above, below = round(borders["top"] * height), round(borders["bottom"] * height)
+    inside = max(1, height - above - below)
+    width = proportional_width(frame_size(path), inside)
+    whole = width / (1.0 - borders["left"] - borders["right"])
+    pixels = {"top": above, "bottom": below} | {side: round(borders[side] * whole) for side in ("left", "right")}
+    video = video_for(path, frames=frames, fps=fps, size=(factor * inside, factor * width))
+    return condition.outpainting(video, **{side: factor * count for side, count in pixels.items()})

@@ -18,7 +18,7 @@ from flax import nnx
 from PIL import Image
 from small_runs import at_step, command, small_config, state_of
 
-from configs import conditional, distill, ssr, stunet, style, text_to_image
+from configs import conditional, distill, ssr, stunet, text_to_image
 from lumiere_jax import evaluate, sample, train, train_setup, train_step
 from lumiere_jax.checkpoints.checkpointing import CheckpointError, load_tree, tree_hash
 from lumiere_jax.checkpoints.run_directory import RunDirectory, build_unet, load_run
@@ -27,10 +27,8 @@ from lumiere_jax.data import video_io
 from lumiere_jax.diffusion.condition import image_to_video
 from lumiere_jax.distributed.preemption import Preempted
 from lumiere_jax.models import parameter_partition
-from lumiere_jax.models.stunet import deflate
 from lumiere_jax.pipelines.conditional_generation import complete_videos
 from lumiere_jax.pipelines.generation import sampling_settings
-from lumiere_jax.pipelines.stylized_generation import stylized
 from lumiere_jax.pipelines.super_resolution import super_resolve
 from lumiere_jax.pipelines.text_to_video import sample_videos
 from lumiere_jax.train_base import start_from_base
@@ -123,46 +121,6 @@ def test_distillation(base, data_dir, tmp_path, monkeypatch, capsys):
     config.distillation.teacher = str(base[0] / "image_model")
     with pytest.raises(ValueError, match="is no Space-Time U-Net's run: text_to_image:test"):
         train.train(config, tmp_path / "next")
-
-
-def test_style(base, tmp_path, monkeypatch, capsys):
-    """Starts from the spatial layers of its base, ends as an undisturbed run after a stop, and goes with its base."""
-    images = tmp_path / "images"
-    images.mkdir()
-    Image.new("RGB", (40, 30), (200, 30, 30)).save(images / "red.png")
-    config = small_config(style, tmp_path)
-    config.dataset.path = str(images)
-    with pytest.raises(ValueError, match=r"style\.base is empty: give the --workdir"):
-        train.train(config, tmp_path / "style")
-    config.style.base = str(base[0])
-    train.train(config, tmp_path / "undisturbed")
-    at_step(monkeypatch, 1, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    with pytest.raises(Preempted, match="is saved at step 1 of 4"):
-        train.train(config, tmp_path / "style")
-    config.style.base = "gone"
-    train.train(config, tmp_path / "style")
-    assert "continuing from step 1" in capsys.readouterr().out
-    assert tree_hash(state_of(tmp_path / "style")) == tree_hash(state_of(tmp_path / "undisturbed"))
-    trained, video = load_run(tmp_path / "style"), load_run(base[0])
-    assert tree_hash(load_tree(tmp_path / "style" / "backbone")) == trained.config.style.base_unet
-    assert trained.config.clip.crop_from == 24
-    spatial = nnx.to_pure_dict(nnx.state(deflate(video.model.unet)))
-    changes = jax.tree.map(lambda new, old: float(np.abs(new - old).max()), _unet_of(trained), spatial)
-    assert 1e-4 < max(jax.tree.leaves(changes)) < 0.05  # four steps of a small learning rate
-    text_encoder = nnx.to_pure_dict(nnx.state(video.model.text_encoder))
-    assert tree_hash(nnx.to_pure_dict(nnx.state(trained.model.text_encoder))) == tree_hash(text_encoder)
-    assert np.isfinite(sample_videos(stylized(video, trained, 0.5), ["a red circle"])).all()
-
-    config.style.update({"base": str(tmp_path / "style"), "zoom": 1.0})
-    with pytest.raises(ValueError, match="is a style itself: give the run that it was fine-tuned from"):
-        train.train(config, tmp_path / "next")
-    config.style.zoom = 0.5
-    with pytest.raises(ValueError, match=r"style\.zoom=0\.5: give 1, for whole images, to 16"):
-        train.train(config, tmp_path / "next")
-
-
-def _unet_of(run):
-    return nnx.to_pure_dict(nnx.state(run.model.unet))
 
 
 def test_conditional_model(base, data_dir, tmp_path, capsys):
