@@ -1,8 +1,9 @@
 """Evaluation: `python -m lumiere_jax.evaluate --checkpoint=DIR [--prompts=100] [--super_resolution=DIR]`.
 
 Prompt following on `moving_shapes`: clips are sampled for prompts whose scene is known, colour, shape, direction and
-motion are read back by classical image processing, and the accuracy of each is printed with its 95 % interval. Beside
-it stands the same reading of clips that are *rendered* from those scenes: what the evaluator itself gets right.
+motion are read back by classical image processing, and the accuracy of each is printed with its 95 % interval. So are
+measures of the motion itself (evaluation/motion.py). Beside them stands the same reading of clips that are *rendered*
+from those scenes: what the evaluator itself gets right.
 On several hosts each runs the same command, as for `sample`.
 """
 
@@ -21,6 +22,7 @@ from lumiere_jax.checkpoints.run_directory import Run, load_run
 from lumiere_jax.data import moving_shapes, video_io
 from lumiere_jax.distributed import mesh as meshes
 from lumiere_jax.distributed import platform, processes
+from lumiere_jax.evaluation.motion import motion_measures
 from lumiere_jax.evaluation.prompt_following import ATTRIBUTES, prompt_following_accuracy
 from lumiere_jax.pipelines.super_resolution import prepare_chain
 from lumiere_jax.pipelines.text_to_video import sample_in_batches
@@ -38,7 +40,9 @@ def evaluate(
     guidance_weight: float | None,
     batch_size: int | None = None,
 ) -> dict[str, dict]:
-    """Measures prompt following; returns and writes `{name of the clips: {attribute: accuracy, interval}}`.
+    """Measures prompt following and motion.
+
+    Returns and writes, by name of the clips, `prompt_following_accuracy`, with `motion_measures` as `measures`.
 
     Raises:
       ValueError: clips too short for motion to be read from them.
@@ -64,7 +68,11 @@ def evaluate(
                 clips["generated, super-resolved"] += list(stage.videos(base, batch, seed=seed, first_number=first))
             clips["generated"] += list(base)
             bar.update(len(base))
-    results = {name: prompt_following_accuracy(np.stack(videos), scenes, fps) for name, videos in clips.items()}
+    results = {
+        name: prompt_following_accuracy(np.stack(videos), scenes, fps)
+        | {"measures": motion_measures(np.stack(videos), scenes, fps)}
+        for name, videos in clips.items()
+    }
     if processes.is_first():
         _write(output, run, results, captions, clips["generated"], {"held_out": held_out, "seed": seed})
     return results
@@ -91,6 +99,12 @@ def _print_table(results: dict[str, dict]) -> None:
     for name, row in results.items():
         cells = (f"{row[a]['accuracy']:.2f} ({row[a]['low']:.2f}-{row[a]['high']:.2f})" for a in attributes)
         print(f"{name:42}" + "".join(f"{cell:>18}" for cell in cells))
+
+    measures = list(next(iter(results.values()))["measures"])
+    print(f"{'mean (95 % interval)':42}" + "".join(f"{measure:>26}" for measure in measures))
+    for name, row in results.items():
+        cells = (f"{each['mean']:.3f} ({each['low']:.3f}-{each['high']:.3f})" for each in row["measures"].values())
+        print(f"{name:42}" + "".join(f"{cell:>26}" for cell in cells))
 
 
 def define_flags() -> None:

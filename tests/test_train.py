@@ -479,5 +479,7 @@ def test_evaluation(base, tmp_path):
     )
     assert results["rendered, the evaluator's own accuracy"]["colour"]["accuracy"] == 1.0
     assert results["generated"]["colour"]["n"] == 4
+    rendered = results["rendered, the evaluator's own accuracy"]["measures"]
+    assert rendered["trajectory error"]["mean"] < 0.05 < results["generated"]["measures"]["trajectory error"]["mean"]
     assert json.loads((tmp_path / "prompt_following.json").read_text())["results"].keys() == results.keys()
     assert (tmp_path / "generated.png").is_file()

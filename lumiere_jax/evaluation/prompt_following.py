@@ -7,29 +7,24 @@ judged by CLIP similarity and by people (section 5.2): here the truth is known e
     scenes = [scene for _, scene in moving_shapes.prompts(64, seed=0)]
     prompt_following_accuracy(videos, scenes, fps=16)["direction"]["accuracy"]
 
-Backgrounds are neutral (gray) and objects are colourful: foreground is what differs from the background, and its
-colour is its hue.
+What counts as the object: object_track.py.
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Sequence
 
 import numpy as np
 import scipy.ndimage
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from lumiere_jax.data import shapes_rendering, shapes_scene
 from lumiere_jax.data.shapes_scene import Scene
+from lumiere_jax.evaluation.object_track import seen_object
 
 ATTRIBUTES = ("colour", "shape", "direction", "motion")
 
-# Lengths below are in frame widths, areas in parts of the frame, colours in [0, 1].
-_MAX_SIZE = 64  # Larger frames are reduced to at most twice this many pixels: speed, and less noise.
-_BLUR = 0.5  # Pixels, against the noise of generated clips.
-_MIN_CHROMA = 0.12  # Distance from gray of an object's pixel; the palette's colours have 0.43 and more.
-_MIN_AREA = 0.002  # Of an object; the smallest in the data, a shrunken circle, has 0.004.
+# Lengths below are in frame widths.
 _MIN_FRAMES = 0.5  # The object must be seen in this part of the frames.
 _SHAPE_FRAMES = 10  # Shapes are compared in at most this many frames, evenly spaced.
 _TEMPLATE_BLUR = 0.9  # Pixels: between the data (`_BLUR`) and blurry generated clips.
@@ -99,91 +94,19 @@ def read_attributes(video: Float[np.ndarray, "frames height width 3"], fps: floa
     Raises:
       ValueError: fewer than 4 frames, frames smaller than 16 pixels or not square, or values that are not finite.
     """
-    frames, height, width, _ = video.shape
-    if frames < 4 or height != width or height < 16:
-        raise ValueError(f"video has shape {video.shape}: needs >= 4 square frames of >= 16 pixels")
-    if not np.isfinite(video).all():
-        raise ValueError("video has NaN or infinite values: the model or the sampler diverged")
-    matte, colour = _object_matte(_reduced(np.clip((video.astype(np.float32) + 1) / 2, 0, 1)))
-    area = matte.mean(axis=(1, 2))
-    seen = np.flatnonzero(area > _MIN_AREA)
+    frames = len(video)
+    if frames < 4:
+        raise ValueError(f"video has {frames} frames: motion cannot be read from fewer than 4")
+    found = seen_object(video)
+    seen = np.flatnonzero(found.is_seen)
     if len(seen) < max(4, _MIN_FRAMES * frames):
         return None
-    track = _track(matte[seen])
-    shape, turning = _read_shape(matte[seen], track)
+    track = found.track[seen]
+    shape, turning = _read_shape(found.matte[seen], track)
     time = seen / fps
     direction = _read_direction(time, track)
     motion = _read_motion(time, track, direction, turning)
-    return ObjectAttributes(shape, colour, direction, motion)
-
-
-# Segmentation ----------------------------------------------------------------------------------------------
-
-
-def _reduced(video: Float[np.ndarray, "frames size size 3"]) -> Float[np.ndarray, "frames reduced reduced 3"]:
-    """Averages blocks of pixels in large frames."""
-    frames, size = video.shape[:2]
-    block = max(1, size // _MAX_SIZE)
-    reduced = size // block
-    video = video[:, : reduced * block, : reduced * block]
-    return video.reshape(frames, reduced, block, reduced, block, 3).mean(axis=(2, 4))
-
-
-def _object_matte(
-    video: Float[np.ndarray, "frames size size 3"],
-) -> tuple[Float[np.ndarray, "frames size size"], str]:
-    """How much of each pixel the object covers, in [0, 1], and the name of its colour.
-
-    A pixel that an object covers in part has that part of the object's chroma, as the background has none.
-    """
-    chroma = video - video.mean(axis=-1, keepdims=True)
-    chroma = scipy.ndimage.gaussian_filter(chroma - _background(chroma), (0, _BLUR, _BLUR, 0))
-    strength = np.linalg.norm(chroma, axis=-1)
-    strength[strength < _MIN_CHROMA] = 0
-    names, hues = list(shapes_scene.COLOURS), _palette_hues()
-    nearest = (chroma @ hues.T).argmax(axis=-1)
-    colour = int(np.bincount(nearest.ravel(), strength.ravel(), minlength=len(names)).argmax())
-    shown = (nearest == colour) & (strength > 0)
-    if not shown.any():
-        return np.zeros_like(strength), names[colour]
-    # The full colour as it is shown, which may be paler than in the palette: edge pixels are below it.
-    full = np.percentile(strength[shown], 80)
-    matte = np.clip(chroma @ hues[colour] / full, 0, 1)
-    return matte * _largest_component(shown & (matte > 0.35)), names[colour]
-
-
-def _background(chroma: Float[np.ndarray, "frames size size 3"]) -> Float[np.ndarray, "3"]:
-    """The median along the frames' borders, where objects hardly ever are; nearly 0 unless the clip is tinted."""
-    border = np.concatenate([chroma[:, :, 0], chroma[:, :, -1], chroma[:, 0], chroma[:, -1]], axis=1)
-    return np.median(border, axis=(0, 1))
-
-
-@functools.cache
-def _palette_hues() -> Float[np.ndarray, "colours 3"]:
-    palette = np.array(list(shapes_scene.COLOURS.values()), np.float32)
-    chroma = palette - palette.mean(axis=-1, keepdims=True)
-    return chroma / np.linalg.norm(chroma, axis=-1, keepdims=True)
-
-
-def _largest_component(mask: Bool[np.ndarray, "frames size size"]) -> Bool[np.ndarray, "frames size size"]:
-    """The largest connected part of each frame, with the pixels next to it, which it covers in part."""
-    within_frame = scipy.ndimage.generate_binary_structure(2, 2)[None]
-    labels, count = scipy.ndimage.label(mask, np.pad(within_frame, ((1, 1), (0, 0), (0, 0))))
-    pixels = np.bincount(labels.ravel(), minlength=count + 1)
-    pixels[0] = 0
-    largest = pixels[labels].max(axis=(1, 2), keepdims=True)
-    first = np.where(pixels[labels] == largest, labels, count + 1).min(axis=(1, 2), keepdims=True)
-    return scipy.ndimage.binary_dilation((labels == first) & mask, within_frame)
-
-
-def _track(matte: Float[np.ndarray, "frames size size"]) -> Float[np.ndarray, "frames 3"]:
-    """The centroid (x, y) and the radius of a circle of the object's area, in frame widths."""
-    size = matte.shape[1]
-    centres = (np.arange(size) + 0.5) / size
-    mass = matte.sum(axis=(1, 2))
-    x = matte.sum(axis=1) @ centres / mass
-    y = matte.sum(axis=2) @ centres / mass
-    return np.stack([x, y, np.sqrt(mass / np.pi) / size], axis=-1)
+    return ObjectAttributes(shape, found.colour, direction, motion)
 
 
 # Shape -----------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import scipy.ndimage
 from lumiere_jax.data import shapes_rendering, shapes_scene
 from lumiere_jax.data.moving_shapes import prompts, render
 from lumiere_jax.evaluation import prompt_following
+from lumiere_jax.evaluation.object_track import track_of
 from lumiere_jax.evaluation.prompt_following import prompt_following_accuracy, read_attributes
 
 GOALS = {"found": 1.0, "colour": 0.97, "shape": 0.95, "direction": 0.97, "motion": 0.95}
@@ -105,7 +106,7 @@ def test_template_of_the_right_shape_size_and_angle_fits_best(shape):
     track = np.array([[0.45, 0.52, 0.27, math.radians(15)]], np.float32)
     matte = shapes_rendering.coverage(shape, track, 48)
     matte = scipy.ndimage.gaussian_filter(matte, (0, 0.9, 0.9))  # As blurry as the templates.
-    seen = prompt_following._track(matte)
+    seen = track_of(matte)
     np.testing.assert_allclose(seen[0, :2], track[0, :2], atol=1e-3)
     similarity = {each: prompt_following._similarity(each, matte, seen)[0] for each in shapes_scene.SHAPES}
     assert similarity[shape].max() > 0.999
