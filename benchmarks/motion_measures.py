@@ -18,6 +18,7 @@ from absl import app, flags, logging
 from absl.flags import FLAGS
 
 from benchmarks.machine import machine
+from lumiere_jax.data.area_resizing import proportional_width
 from lumiere_jax.data.moving_shapes import prompts, render
 from lumiere_jax.data.task_inputs import frame_size, video_for
 from lumiere_jax.data.video_io import to_float, write_contact_sheet
@@ -46,11 +47,18 @@ def damaged(videos: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def of_real_clips(files: list[pathlib.Path]) -> dict[str, dict[str, float]]:
-    """Adjacent frame error, and period with its strength, of real clips of 80 frames, whole and damaged."""
+    """Adjacent frame error, and period with its strength, of real clips of 80 frames, whole and damaged.
+
+    Files that are no such clips are named, and left out.
+    """
     rows: dict[str, dict[str, float]] = {}
     for file in tqdm.tqdm(files, unit="clip"):
-        height, width = frame_size(file)
-        video = video_for(file, frames=FRAMES, fps=FPS, size=(SIZE, max(1, round(SIZE * width / height))))
+        try:
+            size = (SIZE, proportional_width(frame_size(file), SIZE))
+            video = video_for(file, frames=FRAMES, fps=FPS, size=size)
+        except ValueError as error:
+            print(f"left out: {error}")
+            continue
         for name, (clip,) in damaged(video[None]).items():
             found = period(clip, FPS)
             values = {"adjacent frame error": adjacent_frame_error(clip)}

@@ -8,7 +8,7 @@ from lumiere_jax.evaluation.damages import DAMAGES
 from lumiere_jax.evaluation.motion import motion_measures
 
 
-def test_all_of_it(tmp_path):
+def test_all_of_it(tmp_path, capsys):
     videos, scenes = moving_clips(3)
     assert videos.shape == (3, 80, 64, 64, 3)
     of_each = damaged(videos)
@@ -18,5 +18,9 @@ def test_all_of_it(tmp_path):
     assert rows["frozen"]["adjacent frame error"]["mean"] == 0
     assert len(table(rows).splitlines()) == 2 + len(rows)
     write_mp4(tmp_path / "clip.mp4", np.rint((videos[0] + 1) * 127.5).astype(np.uint8), 16, crf=1)
-    real = of_real_clips([tmp_path / "clip.mp4"])
+    write_mp4(tmp_path / "short.mp4", np.zeros((8, 64, 64, 3), np.uint8), 16)
+    real = of_real_clips([tmp_path / "clip.mp4", tmp_path / "short.mp4"])
+    assert len(real) == 6
+    assert "left out:" in (told := capsys.readouterr().out)
+    assert "short.mp4 gives 8 frames" in told
     assert real["clip.mp4, frozen"]["adjacent frame error"] == 0 < real["clip.mp4, whole"]["adjacent frame error"]
