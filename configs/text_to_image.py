@@ -42,7 +42,7 @@ def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
     # Pixels; crop_from > 0: random crops of `size` out of frames that are scaled to so many pixels. 0: whole frames.
     config.clip = {"frames": 1, "fps": 8.0, "size": 32, "crop_from": 0}
     config.dataset = {
-        "name": "moving_shapes",  # or prepared, video_folder, tfds, mixture (docs/data.md)
+        "name": "moving_shapes",  # or prepared, video_folder, style_images, tfds, mixture (docs/data.md)
         # moving_shapes: one_object, one_object_256, demo (two at times), full; prepared: the output of prepare_data;
         # video_folder: the folder of clips; tfds: ucf101, bair_robot_pushing_small@FPS, moving_mnist@FPS; mixture:
         # NAME:PATH=WEIGHT,...

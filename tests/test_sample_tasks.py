@@ -1,5 +1,6 @@
 """The tasks of the sampling command: flags and files to conditions, and one of them whole."""
 
+import itertools
 import json
 import types
 
@@ -172,8 +173,11 @@ def test_the_command(run, files, tmp_path):
     frames = np.asarray(Image.open(sheet))
     assert frames.shape[0] == 16
     left = to_uint8(sample_tasks.image_for(files / "first.png", (16, 32)))[:, :16]
-    for column in range(0, frames.shape[1], frames.shape[1] // 4 + 1):
+    columns = range(0, frames.shape[1], frames.shape[1] // 4 + 1)
+    for column in columns:
         np.testing.assert_array_equal(frames[:, column : column + 16], left)
+    moving = [frames[:, column + 16 : column + 32].astype(int) for column in columns]
+    assert all(np.abs(now - before).mean() > 1 for before, now in itertools.pairwise(moving))
     made = json.loads(next((tmp_path / "clips").glob("*.json")).read_text())
     assert (made["task"], made["image"], made["paste_known"]) == ("cinemagraph", str(files / "first.png"), True)
 
