@@ -25,7 +25,7 @@ from lumiere_jax.text.embedding_store import EmbeddingStore
 from lumiere_jax.text.t5_encoder import T5Config, T5Encoder
 from lumiere_jax.text.t5x_checkpoint import write_t5x_checkpoint
 from lumiere_jax.text.tokenizer import train_tokenizer
-from lumiere_jax.train_setup import open_embeddings, prepare_inflation
+from lumiere_jax.train_setup import open_embeddings, prepare_image_model
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -127,7 +127,7 @@ def test_training_is_the_same_as_with_the_live_encoder(t5, store, tmp_path, monk
     video = video_config(t5, tmp_path / "stored", embeddings=str(store))
     video.compute_dtype = "bfloat16"  # the encoder's hash is of its float32 values all the same
     datasets = open_dataset(video.dataset)
-    prepared = prepare_inflation(video, RunDirectory(tmp_path / "video"), make_mesh(**video.mesh), train.train)
+    prepared = prepare_image_model(video, RunDirectory(tmp_path / "video"), make_mesh(**video.mesh), train.train)
     assert prepared.config.text.padding_sees_tokens
     assert {leaf.dtype.name for leaf in jax.tree.leaves(nnx.state(prepared.text_encoder))} == {"bfloat16"}
     stored = open_embeddings(prepared, *datasets)

@@ -100,7 +100,7 @@ def test_a_run_refers_to_what_was_imported(imported, trained):
 def test_how_text_is_encoded_for_an_imported_unet_is_the_configs(imported, data_dir, tmp_path, padding_sees_tokens):
     config = config_over(imported, data_dir)
     config.text.update({"padding_sees_tokens": padding_sees_tokens, "length": 40})
-    prepared = train_setup.prepare_inflation(config, RunDirectory(tmp_path), make_mesh(**config.mesh), train.train)
+    prepared = train_setup.prepare_image_model(config, RunDirectory(tmp_path), make_mesh(**config.mesh), train.train)
     assert prepared.config.text.padding_sees_tokens == padding_sees_tokens
     assert prepared.config.text.length == 40
 
@@ -138,7 +138,7 @@ def test_text_encoder_in_the_compute_dtype(imported, data_dir, trained, tmp_path
     config.compute_dtype = "bfloat16"
     run_dir = RunDirectory(tmp_path / "new")
     for _ in ("started", "continued"):
-        prepared = train_setup.prepare_inflation(config, run_dir, make_mesh(**config.mesh), train.train)
+        prepared = train_setup.prepare_image_model(config, run_dir, make_mesh(**config.mesh), train.train)
         run_dir.write_config(prepared.config, {}, prepared.references)
         assert text_encoder_dtypes(prepared.text_encoder) == {"bfloat16"}
         assert prepared.text_encoder.dtype == np.float32
@@ -323,12 +323,12 @@ def test_an_image_model_over_a_pretrained_text_encoder(imported, data_dir, tmp_p
     config = stunet.get_config("test")
     config.init_from = str(tmp_path / "image")
     inflated = RunDirectory(tmp_path / "inflated")
-    prepared = train_setup.prepare_inflation(config, inflated, make_mesh(**config.mesh), train.train)
+    prepared = train_setup.prepare_image_model(config, inflated, make_mesh(**config.mesh), train.train)
     inflated.write_config(prepared.config, {}, prepared.references)
     assert prepared.references == run.references
     assert prepared.config.text.length == 64
     assert {path.name for path in inflated.path.iterdir()} == {"backbone", "config.json", "tokenizer.model"}
-    again = train_setup.prepare_inflation(config, inflated, make_mesh(**config.mesh), train.train)
+    again = train_setup.prepare_image_model(config, inflated, make_mesh(**config.mesh), train.train)
     for each in (prepared, again):
         assert tree_hash(nnx.to_pure_dict(nnx.state(each.image_unet))) == tree_hash(
             nnx.to_pure_dict(nnx.state(run.model.unet))
@@ -336,7 +336,7 @@ def test_an_image_model_over_a_pretrained_text_encoder(imported, data_dir, tmp_p
     assert again.config == prepared.config
     config.text.checkpoint = str(imported / "other")
     with pytest.raises(CheckpointError, match=r"imported text encoder .* is not at .*imported0/other"):
-        train_setup.prepare_inflation(config, inflated, make_mesh(**config.mesh), train.train)
+        train_setup.prepare_image_model(config, inflated, make_mesh(**config.mesh), train.train)
 
 
 def test_what_an_unfinished_start_left_is_not_taken_for_the_runs_own(imported, data_dir, tmp_path):
@@ -344,5 +344,5 @@ def test_what_an_unfinished_start_left_is_not_taken_for_the_runs_own(imported, d
     run_dir.write_text_encoder(0, published.nested(published.t5_parameters()))
     save_tree(run_dir.backbone, {"a": np.ones(2, np.float32)})
     config = config_over(imported, data_dir)
-    train_setup.prepare_inflation(config, run_dir, make_mesh(**config.mesh), train.train)
+    train_setup.prepare_image_model(config, run_dir, make_mesh(**config.mesh), train.train)
     assert {path.name for path in tmp_path.iterdir()} == {"tokenizer.model"}

@@ -95,5 +95,7 @@ def test_a_config_names_it(tmp_path):
     assert (len(train.sources[0]), len(validation.sources[0])) == (16, 8)
     assert len(captions_of(train)) == 16
     config.path = "moving_shapes:tiny=1,imagenet:x=1"
-    with pytest.raises(ValueError, match=r"imagenet.: use moving_shapes, prepared, video_folder, tfds or mix"):
+    with pytest.raises(
+        ValueError, match=r"imagenet.: use moving_shapes, prepared, video_folder, style_images, tfds or mix"
+    ):
         open_dataset(config)
