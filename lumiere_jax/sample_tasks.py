@@ -12,6 +12,7 @@ All between the first and the last two need a conditional model (configs/conditi
 """
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -241,7 +242,13 @@ def _border(words: list[str]) -> dict[str, float]:
 
 
 def surrounded(
-    path: str, borders: Mapping[str, float | int], *, frames: int, fps: float | int, height: int, factor: int
+    path: str | os.PathLike[str],
+    borders: Mapping[str, float | int],
+    *,
+    frames: int,
+    fps: float | int,
+    height: int,
+    factor: int,
 ) -> Condition:
     """A video inside of a clip of that height, all of it enlarged by `factor`.
 
