@@ -109,6 +109,14 @@ def test_objects_that_jump_in_size_are_others(clips):
     assert identity_persistence(video) == pytest.approx(1 - 2 / FRAMES)  # at both jumps
 
 
+def test_another_object_that_takes_over_counts():
+    """Though the clip's own is still seen beside it."""
+    video = np.zeros((16, SIZE, SIZE, 3), np.float32)
+    video[:, 12:20, 4:12] = to_float(np.array([230, 40, 40], np.uint8))  # red
+    video[12:, 12:22, 16:26] = to_float(np.array([40, 75, 230], np.uint8))  # blue, and larger
+    assert identity_persistence(video) == 0.75
+
+
 def test_period():
     times = np.arange(48) / 16
     phases = np.linspace(0, 2 * np.pi, 16 * 16 * 3, endpoint=False).reshape(1, 16, 16, 3)
