@@ -271,7 +271,7 @@ def main(_argv: list[str]) -> None:
         models = Models(
             load_run(FLAGS.checkpoint),
             load_run(FLAGS.conditional) if FLAGS.conditional else None,
-            {pathlib.Path(path).name: load_run(path) for path in FLAGS.style},
+            {path: load_run(path) for path in FLAGS.style},
             [load_run(path) for path in FLAGS.super_resolution],
         )
         page = launch(models, pathlib.Path(FLAGS.output), host=FLAGS.host, port=FLAGS.port)

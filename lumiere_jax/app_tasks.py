@@ -5,7 +5,6 @@ Nothing here knows of the page: what a form lacks is a ValueError, whose text is
 
 import dataclasses
 import json
-import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,6 +19,7 @@ from lumiere_jax.data.video_io import write_contact_sheet
 from lumiere_jax.diffusion import condition
 from lumiere_jax.pipelines.results import file_name
 from lumiere_jax.pipelines.stylized_generation import check_style, stylized
+from lumiere_jax.pipelines.super_resolution import whole_factor
 from lumiere_jax.pipelines.text_to_video import OnPrediction
 from lumiere_jax.sample import sample
 from lumiere_jax.sample_tasks import Task, surrounded
@@ -78,7 +78,7 @@ class Models:
     @property
     def factor(self) -> int:
         """By which clips are enlarged."""
-        return math.prod(max(1, run.config.diffusion.low_res_factor) for run in self.super_resolution)
+        return whole_factor(self.super_resolution)
 
 
 @dataclasses.dataclass(frozen=True)

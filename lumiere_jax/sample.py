@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-import math
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, get_args
@@ -31,7 +30,7 @@ from lumiere_jax.distributed import platform, processes
 from lumiere_jax.models.int8_weights import Int8, to_int8
 from lumiere_jax.pipelines.results import file_name, library_versions, open_video_files, video_files
 from lumiere_jax.pipelines.stylized_generation import stylized
-from lumiere_jax.pipelines.super_resolution import prepare_chain
+from lumiere_jax.pipelines.super_resolution import prepare_chain, whole_factor
 from lumiere_jax.pipelines.text_to_video import OnPrediction, Videos, sample_in_batches
 from lumiere_jax.pipelines.video_editing import image_model_of
 from lumiere_jax.sample_tasks import Task, check_task_flags, define_task_flags, read_task
@@ -404,7 +403,7 @@ def main(_argv: list[str]) -> None:
         load_once = functools.cache(lambda path, init_from: load(path, init_from=init_from, **both))
         chain = list(map(load_once, FLAGS.super_resolution, moved))
         frames, height = FLAGS.frames or run.config.clip.frames, FLAGS.height or run.config.clip.size
-        factor = math.prod(max(1, each.config.diffusion.low_res_factor) for each in chain)
+        factor = whole_factor(chain)
         task = read_task(run, frames=frames, height=height, factor=factor)
         size = task.size or (height, FLAGS.width or run.config.clip.size)
         if FLAGS.int8:

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 from lumiere_jax.data import shapes_scene
 from lumiere_jax.data.shapes_scene import Scene
-from lumiere_jax.evaluation.object_track import seen_object
+from lumiere_jax.evaluation.object_track import SeenObject, seen_object
 from lumiere_jax.evaluation.seams import neighbour_mse
 
 Video = Float[np.ndarray | Array, "frames height width 3"]
@@ -36,39 +36,36 @@ def adjacent_frame_error(video: Video) -> float:
     return float(neighbour_mse(video).mean())
 
 
-def jerk(video: Video) -> float:
+def jerk(seen: SeenObject) -> float:
     """Root mean square of the object's third difference over the frames, in frame widths: 0 for even acceleration.
 
     It is per frame, not per second: compare clips of one rate.
 
     Returns:
       NaN where no four frames in a row show an object.
-
-    Raises:
-      ValueError: as `seen_object`.
     """
-    third = np.diff(seen_object(np.asarray(video)).track[:, :2], n=3, axis=0)
+    third = np.diff(seen.track[:, :2], n=3, axis=0)
     squared = np.square(third).sum(-1)
     known = np.isfinite(squared)
     return float(np.sqrt(squared[known].mean())) if known.any() else float("nan")
 
 
-def trajectory_error(video: Video, scene: Scene, fps: float | int, *, anywhere: bool = False) -> float:
+def trajectory_error(seen: SeenObject, scene: Scene, fps: float | int, *, anywhere: bool = False) -> float:
     """Root mean square distance between the object and where its scene has it; a frame without one counts 1.
 
     Args:
-      video: in [-1, 1].
+      seen: of the clip.
       scene: of one object.
       fps: frames per second.
       anywhere: takes the mean distance away first: a prompt does not say where an object starts.
 
     Raises:
-      ValueError: the scene has two objects, or as `seen_object` and `shapes_scene.trajectory`.
+      ValueError: the scene has two objects, or as `shapes_scene.trajectory`.
     """
     if len(scene.objects) != 1:
         raise ValueError("the scene has two objects, of which one alone is followed: take a scene with one")
-    expected = shapes_scene.trajectory(scene, len(video), fps)[0, :, :2]
-    away = seen_object(np.asarray(video)).track[:, :2] - expected
+    expected = shapes_scene.trajectory(scene, len(seen.track), fps)[0, :, :2]
+    away = seen.track[:, :2] - expected
     known = np.isfinite(away[:, 0])
     if anywhere and known.any():
         away = away - away[known].mean(0)
@@ -76,15 +73,11 @@ def trajectory_error(video: Video, scene: Scene, fps: float | int, *, anywhere: 
     return float(np.sqrt(distance.mean()))
 
 
-def identity_persistence(video: Video) -> float:
+def identity_persistence(seen: SeenObject) -> float:
     """Share of the frames in which the object is seen, has its clip's colour, and about its last size.
 
     The first frame that shows it has no last one. Its shape does not count, which few pixels do not tell in one frame.
-
-    Raises:
-      ValueError: as `seen_object`.
     """
-    seen = seen_object(np.asarray(video))
     radius = seen.track[:, 2]
     last = np.append(radius[:1], radius[:-1])
     ratio = np.minimum(radius, last) / np.maximum(radius, last)
@@ -142,15 +135,16 @@ def motion_measures(
       For each measure `mean`, `low`, `high`, and `n`: how many clips had it.
 
     Raises:
-      ValueError: another number of scenes than of videos, or as the measures.
+      ValueError: another number of scenes than of videos, or as the measures and `seen_object`.
     """
+    seen = [seen_object(np.asarray(video)) for video in videos]
     values = {
         "adjacent frame error": [adjacent_frame_error(video) for video in videos],
-        "jerk": [jerk(video) for video in videos],
+        "jerk": list(map(jerk, seen)),
         "trajectory error": [
-            trajectory_error(video, scene, fps, anywhere=True) for video, scene in zip(videos, scenes, strict=True)
+            trajectory_error(each, scene, fps, anywhere=True) for each, scene in zip(seen, scenes, strict=True)
         ],
-        "identity persistence": [identity_persistence(video) for video in videos],
+        "identity persistence": list(map(identity_persistence, seen)),
     }
     return {name: _mean(np.array(each)) for name, each in values.items()}
 

@@ -27,7 +27,7 @@ ATTRIBUTES = ("colour", "shape", "direction", "motion")
 # Lengths below are in frame widths.
 _MIN_FRAMES = 0.5  # The object must be seen in this part of the frames.
 _SHAPE_FRAMES = 10  # Shapes are compared in at most this many frames, evenly spaced.
-_TEMPLATE_BLUR = 0.9  # Pixels: between the data (`_BLUR`) and blurry generated clips.
+_TEMPLATE_BLUR = 0.9  # Pixels: between the data (`_BLUR` of object_track.py) and blurry generated clips.
 _REACH = 1.6  # No shape reaches farther from its centre, in radii of a circle of its area.
 _ANGLE_STEP = math.radians(7.5)  # Between the templates of a shape.
 _MIN_TRAVEL = 0.08  # Of a translating object, during the clip.

@@ -9,6 +9,7 @@ enlarges and noises by itself: `window_programs.py`).
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -224,6 +225,11 @@ class _Clips:
             x, prediction, previous, self.plan.step(step), self.key, place, given, settings=self.ready.settings
         )
         return tuple(map(np.asarray, finished))
+
+
+def whole_factor(runs: Sequence[Run]) -> int:
+    """By which super-resolution models one after the other enlarge height and width; 1 without any."""
+    return math.prod(max(1, run.config.diffusion.low_res_factor) for run in runs)
 
 
 def prepare_chain(

@@ -16,6 +16,7 @@ from lumiere_jax.evaluation.motion import (
     period,
     trajectory_error,
 )
+from lumiere_jax.evaluation.object_track import SeenObject, seen_object
 
 SIZE, FRAMES, FPS = 32, 32, 16
 
@@ -37,19 +38,19 @@ def measured(measure, clips, damage=None):
 
 # What each measure finds worse, of the damages. Those that are left out it cannot tell, by what it measures.
 FOUND = {
-    "jerk": ({"shuffled", "jittered", "halves swapped"}, lambda video, scene: jerk(video), +1),
+    "jerk": ({"shuffled", "jittered", "halves swapped"}, lambda video, scene: jerk(seen_object(video)), +1),
     "trajectory error": (
         {"shuffled", "jittered", "frozen", "halves swapped"},
-        lambda video, scene: trajectory_error(video, scene, FPS),
+        lambda video, scene: trajectory_error(seen_object(video), scene, FPS),
         +1,
     ),
     "trajectory error, anywhere": (
         {"shuffled", "jittered", "frozen", "halves swapped"},
-        lambda video, scene: trajectory_error(video, scene, FPS, anywhere=True),
+        lambda video, scene: trajectory_error(seen_object(video), scene, FPS, anywhere=True),
         +1,
     ),
     "adjacent frame error": ({"frozen"}, lambda video, scene: adjacent_frame_error(video), -1),
-    "identity persistence": ({"recoloured"}, lambda video, scene: identity_persistence(video), -1),
+    "identity persistence": ({"recoloured"}, lambda video, scene: identity_persistence(seen_object(video)), -1),
 }
 
 
@@ -69,35 +70,33 @@ def test_where_whole_clips_are(clips):
     assert measured(FOUND["identity persistence"][1], clips).min() == 1.0
 
 
-def test_jerk_of_a_known_track(monkeypatch):
+def test_jerk_of_a_known_track():
     """x = t^3 / 6 has third difference 1, everywhere."""
     times = np.arange(8.0)
     track = np.stack([times**3 / 6, 5 - times**2, np.ones(8)], axis=-1)
-    monkeypatch.setattr("lumiere_jax.evaluation.motion.seen_object", lambda video: FakeTrack(track))
-    assert jerk(np.zeros((8, 16, 16, 3))) == pytest.approx(1.0)
+
+    def found():
+        return jerk(SeenObject(np.zeros((8, 16, 16)), track, "red", ["red"] * 8))
+
+    assert found() == pytest.approx(1.0)
     track[3] = np.nan
-    assert jerk(np.zeros((8, 16, 16, 3))) == pytest.approx(1.0)
+    assert found() == pytest.approx(1.0)
     track[::2] = np.nan
-    assert np.isnan(jerk(np.zeros((8, 16, 16, 3))))
-
-
-@dataclasses.dataclass
-class FakeTrack:
-    track: np.ndarray
+    assert np.isnan(found())
 
 
 def test_trajectory_errors_that_are_known(clips):
     video, scene = next((video, scene) for video, scene in clips if scene.objects[0].motion == "translating")
     (one,) = scene.objects
     elsewhere = dataclasses.replace(scene, objects=(dataclasses.replace(one, x=one.x + 0.3, y=one.y - 0.4),))
-    assert trajectory_error(video, elsewhere, FPS) == pytest.approx(0.5, abs=0.02)
-    assert trajectory_error(video, elsewhere, FPS, anywhere=True) < 0.03
+    assert trajectory_error(seen_object(video), elsewhere, FPS) == pytest.approx(0.5, abs=0.02)
+    assert trajectory_error(seen_object(video), elsewhere, FPS, anywhere=True) < 0.03
     half_gone = video.copy()
     half_gone[::2] = 0.0
-    assert trajectory_error(half_gone, scene, FPS) == pytest.approx(np.sqrt(0.5), abs=0.02)
-    assert identity_persistence(half_gone) == 0.5
+    assert trajectory_error(seen_object(half_gone), scene, FPS) == pytest.approx(np.sqrt(0.5), abs=0.02)
+    assert identity_persistence(seen_object(half_gone)) == 0.5
     with pytest.raises(ValueError, match="two objects"):
-        trajectory_error(video, dataclasses.replace(scene, objects=(one, one)), FPS)
+        trajectory_error(seen_object(video), dataclasses.replace(scene, objects=(one, one)), FPS)
 
 
 def test_objects_that_jump_in_size_are_others(clips):
@@ -106,7 +105,7 @@ def test_objects_that_jump_in_size_are_others(clips):
     small = dataclasses.replace(scene, objects=(dataclasses.replace(one, radius=one.radius / 2),))
     video = to_float(render(scene, SIZE, FRAMES, FPS))
     video[10:20] = to_float(render(small, SIZE, FRAMES, FPS))[10:20]
-    assert identity_persistence(video) == pytest.approx(1 - 2 / FRAMES)  # at both jumps
+    assert identity_persistence(seen_object(video)) == pytest.approx(1 - 2 / FRAMES)  # at both jumps
 
 
 def test_another_object_that_takes_over_counts():
@@ -114,7 +113,7 @@ def test_another_object_that_takes_over_counts():
     video = np.zeros((16, SIZE, SIZE, 3), np.float32)
     video[:, 12:20, 4:12] = to_float(np.array([230, 40, 40], np.uint8))  # red
     video[12:, 12:22, 16:26] = to_float(np.array([40, 75, 230], np.uint8))  # blue, and larger
-    assert identity_persistence(video) == 0.75
+    assert identity_persistence(seen_object(video)) == 0.75
 
 
 def test_period():
