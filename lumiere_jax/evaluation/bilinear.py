@@ -10,19 +10,20 @@ m new pixels along a side, the new pixel i lies at
 clipped to the old pixels. Scores of the same clips differ by it.
 """
 
-from typing import Literal
-
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-Convention = Literal["tf1_bilinear", "half_pixel", "align_corners"]
-
 
 def resized(
-    frames: Float[Array, "*batch height width channels"], height: int, width: int, convention: Convention
+    frames: Float[Array, "*batch height width channels"], height: int, width: int, convention: str
 ) -> Float[Array, "*batch new_height new_width channels"]:
-    """Frames of another size, whose shape is not kept in proportion.
+    """Frames of another size, whatever their proportions.
+
+    Args:
+      frames: of any range.
+      height, width: new ones.
+      convention: `tf1_bilinear`, `half_pixel` or `align_corners`.
 
     Raises:
       ValueError: an unknown convention.
@@ -34,7 +35,7 @@ def resized(
     return jnp.einsum("hH,...HWc,wW->...hwc", rows, frames, columns)
 
 
-def _weights(old: int, new: int, convention: Convention) -> Float[np.ndarray, "new old"]:
+def _weights(old: int, new: int, convention: str) -> Float[np.ndarray, "new old"]:
     """Of each old pixel in each new one, along one side."""
     i = np.arange(new)
     if convention == "tf1_bilinear":

@@ -25,8 +25,8 @@ def bootstrap_interval(
     """The percentile interval of a score over clips (Efron): of sets drawn with replacement, the middle `level`.
 
     It is right for means, such as that of CLIP similarities. The Fréchet distance of N clips, and the inception score,
-    are biased by N, and a set that repeats clips is like a smaller one: their intervals say how much the score scatters,
-    and may lie beside it.
+    are biased by N, and a set that repeats clips is like a smaller one: their intervals say how much the score
+    scatters, and may lie beside it.
 
     Args:
       score: of the clips with these indices, some of them several times.

@@ -1,7 +1,7 @@
 """CLIP similarity (CLIP-SIM; Wu et al., GODIVA, arXiv 2104.14806): how well the frames of a clip fit its prompt.
 
-The cosine between the prompt's vector and each frame's, averaged over the frames. It is a cosine, in [-1, 1], not
-multiplied by 100, as CLIPScore and some papers do; real clips and their captions are at 0.2 to 0.35.
+The cosine between the prompt's vector and each frame's, averaged over the frames. It is a cosine, in [-1, 1]; some
+papers report 100 times as much. The reported score of a set of clips is the mean over them.
 """
 
 from collections.abc import Callable, Sequence

@@ -16,7 +16,6 @@ import functools
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import Literal
 
 import jax
 import numpy as np
@@ -29,7 +28,7 @@ from lumiere_jax.models.i3d import I3D, SIZE
 Features = Callable[[Float[np.ndarray | Array, "clips frames height width 3"]], Float[np.ndarray, "clips features"]]
 
 
-def i3d_features(i3d: I3D, resize: Literal["tf1_bilinear", "half_pixel"] = "tf1_bilinear") -> Features:
+def i3d_features(i3d: I3D, resize: str = "tf1_bilinear") -> Features:
     """The features of the Fréchet video distance: I3D's logits `[clips, 400]`.
 
     Args:
@@ -179,9 +178,10 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics, *, ddof: int = 
 
 
 def _root(matrix: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "n n"]:
-    """The root of a symmetric matrix that is positive but for rounding."""
+    """The root of a symmetric matrix that is positive but for rounding, which would leave 1e-8 where it has 0."""
     values, vectors = np.linalg.eigh(matrix)
-    return (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+    rounding = len(values) * np.finfo(values.dtype).eps * np.abs(values).max()
+    return (vectors * np.sqrt(np.where(values > rounding, values, 0))) @ vectors.T
 
 
 def _check_same_width(a: FeatureStatistics, b: FeatureStatistics) -> None:

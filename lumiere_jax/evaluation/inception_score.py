@@ -1,11 +1,12 @@
 """Inception score of videos (Saito et al., TGAN, arXiv 1611.06624; TGANv2, arXiv 1811.09245).
 
-exp(E KL(p(y|x) || p(y))) over clips x and the classes y of UCF101, as C3D sees them: 1 where all clips look alike to it,
-101 where it is sure of each and all classes are as frequent. The preparation of the clips is TGANv2's: levels are
-128 x + 128 in BGR, frames are resized to 112x112 with their corners aligned, the mean clip of the training is
-subtracted. TGANv2 takes the mean over ten sets of 2048 clips.
+exp(E KL(p(y|x) || p(y))) over clips x and the classes y of UCF101, as C3D sees them: 1 where all clips look alike to
+it, 101 where it is sure of each and all classes are as frequent. The preparation of the clips is that of TGANv2's
+program: levels are 128 x + 128 (not 127.5) in BGR, frames are resized to 112x112 with their corners aligned, the mean
+clip of the training is subtracted. TGANv2 takes the mean over ten sets of 2048 clips.
 """
 
+import os
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from jaxtyping import Array, Float
 from lumiere_jax.evaluation.bilinear import resized
 from lumiere_jax.models.c3d import C3D, FRAMES, SIZE
 
+_CROP = 8  # the first row and column that are kept of the mean
 Probabilities = Callable[[Float[np.ndarray | Array, "clips 16 height width 3"]], Float[np.ndarray, "clips classes"]]
 
 
@@ -46,6 +48,24 @@ def inception_score(probabilities: Float[np.ndarray | Array, "clips classes"], s
         raise ValueError(f"splits={splits}: give 1 to {len(p)}, as many as there are clips")
     scores = [np.exp(scipy.special.rel_entr(part, part.mean(0)).sum(1).mean()) for part in np.array_split(p, splits)]
     return InceptionScore(float(np.mean(scores)), float(np.std(scores)))
+
+
+def load_c3d_mean(path: str | os.PathLike[str]) -> Float[np.ndarray, "16 112 112 3"]:
+    """The mean of C3D's training clips, BGR in levels, from the `.npz` that TGANv2's authors published.
+
+    It is of 128x171 pixels, of which TGANv2 takes the rows and the columns 8 to 120: not the columns of the middle, as
+    TGAN does. Axes of length 1 are dropped.
+
+    Raises:
+      FileNotFoundError: nothing at `path`.
+      ValueError: no array `mean` of 3 channels, 16 frames and 120 pixels or more of each side.
+    """
+    with np.load(path, allow_pickle=False) as file:
+        mean = np.squeeze(file["mean"]) if "mean" in file.files else np.zeros(0)
+    if mean.ndim != 4 or mean.shape[:2] != (3, FRAMES) or min(mean.shape[2:]) < _CROP + SIZE:
+        raise ValueError(f"{path}: its `mean` is to be [3, {FRAMES}, 128, 171], not {list(mean.shape)}")
+    inside = slice(_CROP, _CROP + SIZE)
+    return mean[:, :, inside, inside].transpose(1, 2, 3, 0).astype(np.float32)
 
 
 def c3d_input(
