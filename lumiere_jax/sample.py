@@ -19,7 +19,7 @@ from absl import app, flags, logging
 from absl.flags import FLAGS
 from jax.sharding import Mesh
 
-from lumiere_jax.checkpoints.checkpointing import CheckpointError, tree_hash
+from lumiere_jax.checkpoints.checkpointing import CheckpointError
 from lumiere_jax.checkpoints.run_directory import Run, RunDirectory, load_run
 from lumiere_jax.checkpoints.temporal_weights import load_temporal
 from lumiere_jax.data.video_io import write_contact_sheet
@@ -27,8 +27,8 @@ from lumiere_jax.diffusion.approximations import Approximations
 from lumiere_jax.diffusion.samplers import Sampler, Spacing
 from lumiere_jax.distributed import mesh as meshes
 from lumiere_jax.distributed import platform, processes
-from lumiere_jax.models.int8_weights import Int8, to_int8
-from lumiere_jax.pipelines.results import file_name, library_versions, open_video_files, video_files
+from lumiere_jax.models.int8_weights import to_int8
+from lumiere_jax.pipelines.results import description, file_name, library_versions, open_video_files, video_files
 from lumiere_jax.pipelines.stylized_generation import stylized
 from lumiere_jax.pipelines.super_resolution import prepare_chain, whole_factor
 from lumiere_jax.pipelines.text_to_video import OnPrediction, Videos, sample_in_batches
@@ -96,8 +96,8 @@ def sample(
         "approximations": approximated,
         "versions": library_versions(),
     }
-    made_with |= {"checkpoint": _description(run)} | ({} if alpha is None else {"alpha": alpha})
-    enlarged_with = made_with | {"super_resolution": [_description(each) | enlarging for each in super_resolution]}
+    made_with |= {"checkpoint": description(run)} | ({} if alpha is None else {"alpha": alpha})
+    enlarged_with = made_with | {"super_resolution": [description(each) | enlarging for each in super_resolution]}
     given_to = {stage.cut.clip: task.given_at(stage.cut.clip[1:]) for stage in chain}
     suffix = "" if alpha is None else f"_alpha_{alpha:g}"
     fps, first, made = run.config.clip.fps, 0, []
@@ -230,14 +230,6 @@ def write_frames(
                 add(image)
         mp4 = video_files(output, name)[0]
         processes.say(f"{mp4}  {shape['frames']} frames of {shape['width']}x{shape['height']}: {prompt!r}")
-
-
-def _description(run: Run) -> dict[str, Any]:
-    parameters = tree_hash(run.parameters())
-    kernel = run.model.unet.conv_out.kernel.get_value()
-    kernels = "int8" if isinstance(kernel, Int8) else str(kernel.dtype)
-    facts = {"path": str(run.path), "name": run.config.name, "step": run.step}
-    return facts | {"kernels": kernels, "sha256": parameters}
 
 
 def read_prompts(prompts: Sequence[str], prompts_file: str | None) -> list[str]:

@@ -11,13 +11,14 @@ import json
 import os
 import pathlib
 import urllib.parse
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 import ml_collections
 import numpy as np
 
 from lumiere_jax.checkpoints.run_directory import RunDirectory
+from lumiere_jax.html_page import details, facts, flat, page
 from lumiere_jax.train_curves import Chart, charts_of, draw, lines_of
 from lumiere_jax.train_history import Record
 
@@ -53,16 +54,6 @@ def write_page(directory: str | os.PathLike[str], status: Status, records: Seque
 def _page(run_dir: RunDirectory, status: Status, records: Sequence[Record]) -> str:
     config = run_dir.read_config()
     title = config.name if config else run_dir.path.resolve().name
-    # The title tells, among the browser's tabs, how far the run is.
-    head = [
-        '<meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        '<meta name="color-scheme" content="light dark">',
-        f"<title>{_percent(status)} {html.escape(title)}</title>",
-        f"<style>{_STYLE}</style>",
-    ]
-    if status.state == "running":
-        head.append(f'<meta http-equiv="refresh" content="{_RELOAD_SECONDS}">')
     body = [
         _header(title, status),
         _previews(run_dir, config, status),
@@ -71,8 +62,9 @@ def _page(run_dir: RunDirectory, status: Status, records: Sequence[Record]) -> s
         _facts(run_dir, config),
         f"<script>{_SCRIPT}</script>",
     ]
-    lines = ["<!doctype html>", '<html lang="en">', "<head>", *head, "</head>", "<body>", *body, "</body>", "</html>"]
-    return "\n".join(lines) + "\n"
+    # The title tells, among the browser's tabs, how far the run is.
+    reload_seconds = _RELOAD_SECONDS if status.state == "running" else None
+    return page(f"{_percent(status)} {title}", body, style=_STYLE, reload_seconds=reload_seconds)
 
 
 # ---------------------------------------------------------------------------------------------------- how it stands
@@ -202,7 +194,7 @@ def _latest_values(records: Sequence[Record]) -> str:
         for name, (value, step) in latest.items()
         if name not in ("step", "time")
     }
-    return _details("All values, as last measured", _table(rows)) if rows else ""
+    return details("All values, as last measured", facts(rows)) if rows else ""
 
 
 def _number(value: float, is_share: bool = False) -> str:
@@ -225,65 +217,23 @@ def _facts(run_dir: RunDirectory, config: ml_collections.ConfigDict | None) -> s
     links = [f'<a href="{file}">{what}</a>' for file, what in files.items() if (run_dir.path / file).exists()]
     parts.append(f"<p>{' · '.join(links)}</p>")
     if config:
-        parts.append(_details("Config", _table(_flat(json.loads(config.to_json_best_effort())))))
-        parts.append(_details("Versions", _table(run_dir.read_versions())))
+        parts.append(details("Config", facts(flat(json.loads(config.to_json_best_effort())))))
+        parts.append(details("Versions", facts(run_dir.read_versions())))
     overview = run_dir.path / "parameters.txt"
     if overview.exists():
         text = html.escape(overview.read_text(encoding="utf-8"))
-        parts.append(_details("Parameters", f'<pre tabindex="0">{text}</pre>'))
+        parts.append(details("Parameters", f'<pre tabindex="0">{text}</pre>'))
     return "\n".join([*parts, "</section>"])
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    fields: dict[str, Any] = {}
-    for name, value in tree.items():
-        fields |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return fields
-
-
-def _details(summary: str, content: str) -> str:
-    return f"<details><summary>{summary}</summary>{content}</details>"
-
-
-def _table(rows: Mapping[str, Any]) -> str:
-    cells = "\n".join(
-        f'<tr><th scope="row">{html.escape(name)}</th><td>{html.escape(str(value))}</td></tr>'
-        for name, value in rows.items()
-    )
-    return f"<table>\n{cells}\n</table>"
-
-
 _STYLE = """
-:root { color-scheme: light dark; --ink: #1c1f24; --quiet: #5c6470; --page: #f6f7f9; --card: #fff; --edge: #dfe3e8;
-  --grid: #e6e9ee; --accent: #2257c9; --good: #1a7f45; --bad: #b3261e;
-  --line-0: #2257c9; --line-1: #c2560c; --line-2: #1a7f45; --line-3: #8b3fb8; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e8ec; --quiet: #9aa3af; --page: #14161a; --card: #1d2026;
-  --edge: #31363f; --grid: #30353d; --accent: #7fa8ff; --good: #5cc98a; --bad: #ff8a80;
-  --line-0: #7fa8ff; --line-1: #f2a05c; --line-2: #5cc98a; --line-3: #cf9bf0; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1.5rem clamp(.75rem, 3vw, 2.5rem) 4rem; max-width: 84rem; color: var(--ink);
-  background: var(--page); font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
-h1 { margin: 0 0 .25rem; font-size: 1.7rem; line-height: 1.2; }
-h2 { margin: 2.25rem 0 .5rem; font-size: 1.2rem; }
-h3 { margin: 0; font-size: 1rem; }
-p { margin: .25rem 0; }
-a { color: var(--accent); }
-.quiet { color: var(--quiet); font-size: .875rem; }
 .state { display: inline-block; padding: 0 .6rem; margin-right: .25rem; border-radius: 1rem; color: var(--page);
   background: var(--accent); font-weight: 600; }
 .finished { background: var(--good); }
 .stopped { background: var(--bad); }
 .message { padding: .6rem .9rem; border-left: .25rem solid var(--bad); background: var(--card); white-space: pre-wrap; }
 progress { width: 100%; height: .5rem; accent-color: var(--accent); }
-figure { margin: 0; min-width: 0; padding: .9rem; background: var(--card); border: 1px solid var(--edge);
-  border-radius: .6rem; }
-.clips, .charts { display: grid; gap: 1rem; }
-.clips { grid-template-columns: repeat(auto-fill, minmax(min(100%, 10.5rem), 1fr)); }
-.charts { grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)); }
-video { display: block; width: 100%; aspect-ratio: 1; object-fit: contain; image-rendering: pixelated;
-  background: #000; border-radius: .3rem; }
-figcaption small { color: var(--quiet); }
-.clips figcaption { margin-top: .5rem; line-height: 1.35; }
+.charts { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)); }
 .sheet { margin: .5rem 0; }
 .sheet img { display: block; max-width: 100%; width: 60rem; height: auto; image-rendering: pixelated; }
 .chart { display: flex; flex-direction: column; justify-content: space-between; }
@@ -296,13 +246,6 @@ figcaption small { color: var(--quiet); }
 .key > .line-2 { background: var(--line-2); }
 .key > .line-3 { background: var(--line-3); }
 .key > .range { height: .7rem; opacity: .3; }
-details { margin: .5rem 0; padding: .6rem .9rem; background: var(--card); border: 1px solid var(--edge);
-  border-radius: .6rem; }
-summary { cursor: pointer; font-weight: 600; }
-table { width: 100%; margin-top: .5rem; border-collapse: collapse; font-size: .875rem; }
-th, td { padding: .2rem .5rem .2rem 0; border-top: 1px solid var(--edge); text-align: left; vertical-align: top; }
-th { width: 50%; font-weight: 400; color: var(--quiet); }
-pre { max-height: 30rem; overflow: auto; font-size: .75rem; line-height: 1.35; overflow-wrap: normal; }
 """
 
 # What the page cannot know when it is written: how long ago that was. A run that was killed says "running" still. And

@@ -63,6 +63,13 @@ def check_same(what: str, value: Any) -> None:
         raise ValueError(f"{what} must be the same for all processes: start each with the same command")
 
 
+def of_first(number: int) -> int:
+    """The first process's number, on all of them: what it alone sees, on a disk that may be its own."""
+    if jax.process_count() == 1:
+        return number
+    return int(multihost_utils.broadcast_one_to_all(np.int64(number)))
+
+
 def digest(value: Any) -> bytes:
     """SHA-256 of a tree of arrays and of things that their `repr` tells."""
     leaves, structure = jax.tree.flatten(value)

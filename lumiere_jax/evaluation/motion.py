@@ -10,7 +10,7 @@ No measure alone tells a good clip: a frozen one has no jerk. docs/evaluation.md
 the paper, but for the first; lengths are in frame widths.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 
 from lumiere_jax.data import shapes_scene
 from lumiere_jax.data.shapes_scene import Scene
+from lumiere_jax.evaluation import intervals
 from lumiere_jax.evaluation.object_track import SeenObject, seen_object
 from lumiere_jax.evaluation.seams import neighbour_mse
 
@@ -137,22 +138,23 @@ def motion_measures(
     Raises:
       ValueError: another number of scenes than of videos, or as the measures and `seen_object`.
     """
-    seen = [seen_object(np.asarray(video)) for video in videos]
-    values = {
-        "adjacent frame error": [adjacent_frame_error(video) for video in videos],
-        "jerk": list(map(jerk, seen)),
-        "trajectory error": [
-            trajectory_error(each, scene, fps, anywhere=True) for each, scene in zip(seen, scenes, strict=True)
-        ],
-        "identity persistence": list(map(identity_persistence, seen)),
+    if len(videos) != len(scenes):
+        raise ValueError(f"{len(videos)} videos but {len(scenes)} scenes: pass one scene for each video")
+    return means_of([motion_of(np.asarray(video), scene, fps) for video, scene in zip(videos, scenes, strict=True)])
+
+
+def motion_of(video: Float[np.ndarray, "frames height width 3"], scene: Scene, fps: float | int) -> dict[str, float]:
+    """The measures of one clip in [-1, 1], by name; arguments and errors as of `motion_measures`."""
+    seen = seen_object(video)
+    return {
+        "adjacent frame error": adjacent_frame_error(video),
+        "jerk": jerk(seen),
+        "trajectory error": trajectory_error(seen, scene, fps, anywhere=True),
+        "identity persistence": identity_persistence(seen),
     }
-    return {name: _mean(np.array(each)) for name, each in values.items()}
 
 
-def _mean(values: Float[np.ndarray, " clips"]) -> dict[str, float]:
-    known = values[np.isfinite(values)]
-    if not len(known):
-        return {"mean": float("nan"), "low": float("nan"), "high": float("nan"), "n": 0}
-    mean, spread = float(known.mean()), float(known.std(ddof=1)) if len(known) > 1 else float("nan")
-    half = 1.959964 * spread / np.sqrt(len(known))
-    return {"mean": mean, "low": float(mean - half), "high": float(mean + half), "n": len(known)}
+def means_of(measures: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """What `motion_measures` returns, from what `motion_of` says of each clip."""
+    names = measures[0] if measures else ()
+    return {name: intervals.mean(np.array([each[name] for each in measures])) for name in names}

@@ -12,7 +12,7 @@ What counts as the object: object_track.py.
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import scipy.ndimage
@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 
 from lumiere_jax.data import shapes_rendering, shapes_scene
 from lumiere_jax.data.shapes_scene import Scene
+from lumiere_jax.evaluation import intervals
 from lumiere_jax.evaluation.object_track import seen_object
 
 ATTRIBUTES = ("colour", "shape", "direction", "motion")
@@ -70,22 +71,43 @@ def prompt_following_accuracy(
       clip without an object counts as wrong. With n = 0 the accuracy is NaN and the interval is [0, 1].
 
     Raises:
-      ValueError: another number of scenes than of videos, or a scene with two objects.
+      ValueError: another number of scenes than of videos, or as `right_attributes`.
     """
     if len(videos) != len(scenes):
         raise ValueError(f"{len(videos)} videos but {len(scenes)} scenes: pass one scene for each video")
-    several = [i for i, scene in enumerate(scenes) if len(scene.objects) != 1]
-    if several:
-        raise ValueError(f"scenes {several} have two objects: take scenes with one, as moving_shapes.prompts gives")
-    right: dict[str, list[bool]] = {name: [] for name in ("found", *ATTRIBUTES)}
-    for video, scene in zip(videos, scenes, strict=True):
-        (truth,) = scene.objects
-        seen = read_attributes(np.asarray(video), fps)
-        right["found"].append(seen is not None)
-        for name in ATTRIBUTES:
-            if name != "direction" or truth.motion == "translating":
-                right[name].append(seen is not None and getattr(seen, name) == getattr(truth, name))
-    return {name: _accuracy(answers) for name, answers in right.items()}
+    answers = [right_attributes(np.asarray(video), scene, fps) for video, scene in zip(videos, scenes, strict=True)]
+    return accuracy_of(answers)
+
+
+def right_attributes(
+    video: Float[np.ndarray, "frames height width 3"], scene: Scene, fps: float | int
+) -> dict[str, bool]:
+    """Which attributes of a scene of one object a clip shows; "found": whether it shows an object at all.
+
+    Args:
+      video: in [-1, 1].
+      scene: what it should show.
+      fps: frames per second.
+
+    Returns:
+      no answer for the direction of an object that does not travel along a line.
+
+    Raises:
+      ValueError: as `read_attributes`, or the scene has two objects.
+    """
+    if len(scene.objects) != 1:
+        raise ValueError(
+            f"scene {scene.index} has {len(scene.objects)} objects, not one: take scenes as moving_shapes.prompts gives"
+        )
+    (truth,), seen = scene.objects, read_attributes(video, fps)
+    asked = (name for name in ATTRIBUTES if name != "direction" or truth.motion == "translating")
+    right = {name: seen is not None and getattr(seen, name) == getattr(truth, name) for name in asked}
+    return {"found": seen is not None, **right}
+
+
+def accuracy_of(answers: Sequence[Mapping[str, bool]]) -> dict[str, dict[str, float]]:
+    """The accuracies of `prompt_following_accuracy`, from what `right_attributes` says of each clip."""
+    return {name: intervals.share([each[name] for each in answers if name in each]) for name in ("found", *ATTRIBUTES)}
 
 
 def read_attributes(video: Float[np.ndarray, "frames height width 3"], fps: float | int) -> ObjectAttributes | None:
@@ -200,17 +222,3 @@ def _read_motion(
     if spread_x < spread_y / 2:
         return "bouncing"
     return "swinging" if spread_y < spread_x / 2 else "circling"
-
-
-# Statistics ------------------------------------------------------------------------------------------------
-
-
-def _accuracy(answers: Sequence[bool]) -> dict[str, float]:
-    """Part of right answers with its 95 % Wilson score interval."""
-    n = len(answers)
-    if n == 0:
-        return {"accuracy": math.nan, "n": 0, "low": 0.0, "high": 1.0}
-    part, z = sum(answers) / n, 1.959964
-    centre = (part + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * math.sqrt(part * (1 - part) / n + z**2 / (4 * n**2))
-    return {"accuracy": part, "n": n, "low": max(0.0, centre - half), "high": min(1.0, centre + half)}

@@ -15,9 +15,11 @@ from jaxtyping import Float
 from PIL import Image
 
 from lumiere_jax import __version__
+from lumiere_jax.checkpoints.checkpointing import tree_hash
 from lumiere_jax.checkpoints.run_directory import Run
 from lumiere_jax.data import video_io
 from lumiere_jax.evaluation.xt_slice import write_xt_slice
+from lumiere_jax.models.int8_weights import Int8
 
 Videos = Float[np.ndarray, "prompts frames height width 3"]
 
@@ -90,6 +92,14 @@ def write_video(
 def file_name(number: int, prompt: str) -> str:
     """`003_a_small_red_circle`: letters and digits of the prompt alone."""
     return f"{number:03d}_" + (re.sub(r"[^a-z0-9]+", "_", prompt.lower()).strip("_")[:60] or "empty_prompt")
+
+
+def description(run: Run) -> dict[str, Any]:
+    """What a sidecar says of a run: where it lies, how far it is trained, and the SHA-256 of its parameters."""
+    kernel = run.model.unet.conv_out.kernel.get_value()
+    kernels = "int8" if isinstance(kernel, Int8) else str(kernel.dtype)
+    facts = {"path": str(run.path), "name": run.config.name, "step": run.step}
+    return facts | {"kernels": kernels, "sha256": tree_hash(run.parameters())}
 
 
 def library_versions() -> dict[str, str]:

@@ -196,6 +196,7 @@ def sample_in_batches(
     *,
     seed: int,
     batch_size: int | None = None,
+    first: int = 0,
     watch: bool = False,
     on_prediction: OnPrediction | None = None,
     **choices: Any,
@@ -207,6 +208,7 @@ def sample_in_batches(
       prompts: the texts; the number of each is its place among them.
       seed: of the noise.
       batch_size: clips that are sampled at once; None: four, or as many more as the devices along `data` need.
+      first: number of the prompt to begin with: those before it have their clips.
       watch: whether to return how they come about, too.
       on_prediction: is told how they come about at once. The program is compiled for it: give the same function again.
       **choices: the other arguments of `sample_videos`.
@@ -224,13 +226,15 @@ def sample_in_batches(
     encode_prompts(run, prompts, negative_prompt=choices.get("negative_prompt", ""))
     _check_batch_size(run, batch_size)
     size = min(batch_size or _next_multiple(4, run.mesh.shape["data"]), len(prompts))
-    return _batches(run, prompts, size, seed, {"watch": watch, "on_prediction": on_prediction, **choices})
+    return _batches(run, prompts, size, first, seed, {"watch": watch, "on_prediction": on_prediction, **choices})
 
 
-def _batches(run: Run, prompts: Sequence[str], size: int, seed: int, choices: dict[str, Any]) -> Iterator[Sampled]:
+def _batches(
+    run: Run, prompts: Sequence[str], size: int, start: int, seed: int, choices: dict[str, Any]
+) -> Iterator[Sampled]:
     given = {name: choices[name] for name in ("given", "original") if name in choices}
     videos = jax.tree.map(lambda video: for_each(video, len(prompts)), given)
-    for first in range(0, len(prompts), size):
+    for first in range(start, len(prompts), size):
         batch = list(prompts[first : first + size])
         # Always a full batch, so that one compiled program serves all; what is too much is dropped.
         full = batch + [""] * (size - len(batch))

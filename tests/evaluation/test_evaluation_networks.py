@@ -99,7 +99,6 @@ def test_what_follows_the_end_of_a_text_is_not_seen(tmp_path):
 
 
 def test_tokenizer_is_transformers(tmp_path):
-    pytest.importorskip("tokenizers")
     made = golden()[1]["tokenizer"]
     (tmp_path / "tokenizer.json").write_text(made["tokenizer.json"])
     tokenizer = CLIPTokenizer.load(tmp_path)

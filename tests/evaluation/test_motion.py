@@ -153,5 +153,5 @@ def test_means_and_intervals(clips):
     assert found["identity persistence"] == {"mean": 1.0, "low": 1.0, "high": 1.0, "n": len(clips)}
     black = motion_measures(np.zeros((2, FRAMES, SIZE, SIZE, 3), np.float32), scenes[:2], FPS)
     assert (black["jerk"]["n"], black["trajectory error"]["mean"], black["identity persistence"]["mean"]) == (0, 1, 0)
-    with pytest.raises(ValueError, match="argument"):
+    with pytest.raises(ValueError, match="scenes: pass one"):
         motion_measures(np.stack(videos), scenes[:2], FPS)

@@ -142,14 +142,6 @@ def test_largest_object_is_read():
     assert (seen.shape, seen.colour, seen.motion) == ("square", "red", "bouncing")
 
 
-def test_wilson_interval_of_a_known_case():
-    # 9 of 10: (0.5958, 0.9821), e.g. Brown, Cai and DasGupta (2001), equation 4.
-    result = prompt_following._accuracy([True] * 9 + [False])
-    assert result["accuracy"] == 0.9
-    np.testing.assert_allclose((result["low"], result["high"]), (0.5958, 0.9821), atol=1e-4)
-    assert prompt_following._accuracy([])["high"] == 1.0
-
-
 def test_every_motion_and_direction_is_read(readings):
     assert {one.motion for one in readings} == set(shapes_scene.MOTIONS)
     assert {one.direction for one in readings} == {*shapes_scene.DIRECTIONS, "none"}
@@ -161,7 +153,7 @@ def test_bad_input_is_refused(small):
     with pytest.raises(ValueError, match="2 videos but 1 scenes"):
         prompt_following_accuracy(clips[:2], scenes[:1], fps=8)
     twice = dataclasses.replace(scenes[0], objects=scenes[0].objects * 2)
-    with pytest.raises(ValueError, match="two objects"):
+    with pytest.raises(ValueError, match="has 2 objects"):
         prompt_following_accuracy(clips[:1], [twice], fps=8)
     with pytest.raises(ValueError, match="square"):
         read_attributes(clips[0][:, :, :16], 8)

@@ -3,7 +3,6 @@
 import inspect
 import math
 import pathlib
-import types
 
 import evaluation_inputs as inputs
 import jax.numpy as jnp
@@ -25,6 +24,7 @@ from lumiere_jax.evaluation.inception_score import c3d_input, c3d_probabilities,
 from lumiere_jax.models.c3d import C3D, C3DConfig
 from lumiere_jax.models.clip import CLIP, CLIPConfig, TowerConfig
 from lumiere_jax.models.i3d import I3D, I3DConfig
+from lumiere_jax.text.clip_tokenizer import CLIPTokenizer
 
 CONVENTIONS = ("tf1_bilinear", "half_pixel", "align_corners")
 
@@ -267,13 +267,17 @@ def test_clip_similarity_is_the_mean_cosine_of_the_frames():
     np.testing.assert_allclose(clip_similarity(frames, prompts), [0, 0.5**0.5 / 3], atol=1e-15)
 
 
+class TokensOfLengths(CLIPTokenizer):
+    """Without `tokenizers`: a prompt is its length; 19 ends it."""
+
+    def encode(self, prompts, length=77):
+        return np.array([[1, len(prompt), 19, 19, 19] for prompt in prompts], np.int32)[:, :length]
+
+
 def test_clip_features_of_frames_and_prompts():
     tower = TowerConfig(8, 16, 1, 2)
     clip = CLIP(CLIPConfig(tower, tower, 6, 20, 5, image_size=20, patch_size=10), rngs=nnx.Rngs(0))
-    tokenizer = types.SimpleNamespace(
-        encode=lambda prompts, length: np.array([[1, len(p), 19, 19, 19] for p in prompts])[:, :length]
-    )
-    features = clip_features(clip, tokenizer)
+    features = clip_features(clip, TokensOfLengths(None))
     video = np.random.default_rng(0).uniform(-1, 1, (2, 3, 30, 40, 3)).astype(np.float32)
     frames, prompts = features.frames(video), features.prompts(["a", "bcd"])
     assert (frames.shape, prompts.shape) == ((2, 3, 6), (2, 6))
