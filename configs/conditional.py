@@ -22,6 +22,7 @@ def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
     config.name = f"conditional:{variant}"
     config.conditioning = {
         "base": "",  # the --workdir of a Space-Time U-Net's training
+        "kernel": "zeros",  # of the first convolution over masked clip and mask, at first: it starts as its base
         "masks": {  # shares of the clips
             "nothing": 0.15,
             "everything": 0.05,

@@ -21,8 +21,11 @@ _FIELDS = {"distillation": "teacher", "conditioning": "base", "style": "base"}
 
 
 def has_base(config: ml_collections.ConfigDict) -> bool:
-    """Whether a run starts from another run."""
-    return any(section in config for section in _FIELDS)
+    """Whether a run starts from another run.
+
+    Temporal super-resolution has `conditioning`, but no `base` there: its temporal layers are new.
+    """
+    return any(field in config.get(section, {}) for section, field in _FIELDS.items())
 
 
 def base_image_model(config: ml_collections.ConfigDict, run_dir: RunDirectory, mesh: jax.sharding.Mesh) -> ImageModel:

@@ -47,6 +47,8 @@ def check_config(config: ml_collections.ConfigDict) -> None:
         check_masks(config.conditioning.masks.to_dict())
         if config.diffusion.low_res_factor:
             raise ValueError("conditioning: super-resolution has no conditional model, set diffusion.low_res_factor=0")
+        if config.conditioning.kernel not in ("zeros", "pretrained"):
+            raise ValueError(f"conditioning.kernel={config.conditioning.kernel!r}: use 'zeros' or 'pretrained'")
     if "style" in config and not 1.0 <= config.style.zoom <= 16.0:
         raise ValueError(f"style.zoom={config.style.zoom}: give 1, for whole images, to 16")
     if "distillation" in config and config.distillation.steps < 1:

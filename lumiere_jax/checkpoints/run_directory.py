@@ -254,7 +254,8 @@ def build_unet(config: ml_collections.ConfigDict, image_unet: UNet2D | None = No
     if "temporal" in config:
         unet = inflate(unet, TemporalConfig(**config.temporal), rngs=nnx.Rngs(config.seed + 1))
     if "conditioning" in config:
-        unet = expand_first_convolution(unet, rngs=nnx.Rngs(config.seed))
+        kernel = config.conditioning.get("kernel", "zeros")  # runs from before this field have none
+        unet = expand_first_convolution(unet, kernel=kernel, rngs=nnx.Rngs(config.seed))
     return rematerialize(unet, Rematerialization(**config.remat))
 
 

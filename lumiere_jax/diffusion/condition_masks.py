@@ -11,6 +11,7 @@ still_box, moving_box    all but a box, which stays or moves evenly: inpainting
 brush                    all but a brush stroke through four points
 border                   all but a border, on any of the four sides: outpainting
 region                   the first frame, and of the others all but a still box: cinemagraphs
+every_fourth_frame       keyframes: temporal super-resolution (configs/keyframe_cascade.py), in no conditional model's mix
 """
 
 from collections.abc import Callable, Mapping
@@ -22,6 +23,7 @@ from jaxtyping import Array, Bool, Float, Key
 Shape = tuple[int, int, int]  # frames, height, width
 Given = Bool[Array, "frames height width"]
 
+KEYFRAME_STRIDE = 4  # of every_fourth_frame
 _BOX_SIDES = (0.25, 0.75)  # of a side of the clip
 _BRUSH_WIDTHS = (0.05, 0.2)
 _BORDER = 0.4  # at most
@@ -79,6 +81,10 @@ def _first_and_last(key: Array, shape: Shape) -> Given:
 def _any_frames(key: Array, shape: Shape) -> Given:
     share_key, frames_key = jax.random.split(key)
     return _whole_frames(jax.random.uniform(frames_key, shape[:1]) < jax.random.uniform(share_key), shape)
+
+
+def _every_fourth_frame(key: Array, shape: Shape) -> Given:
+    return _whole_frames(jnp.arange(shape[0]) % KEYFRAME_STRIDE == 0, shape)
 
 
 def _whole_frames(frames: Bool[Array, " frames"], shape: Shape) -> Given:
@@ -150,4 +156,5 @@ _KINDS: dict[str, Callable[[Array, Shape], Given]] = {
     "brush": _brush,
     "border": _border,
     "region": _region,
+    "every_fourth_frame": _every_fourth_frame,
 }
