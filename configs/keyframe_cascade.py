@@ -4,11 +4,12 @@
     python -m lumiere_jax.train --config=configs/keyframe_cascade.py:temporal_super_resolution \\
         --config.init_from=workdir/keyframes/image_model --workdir=workdir/temporal_super_resolution
 
-`keyframes` makes every fourth frame of the clip of configs/stunet.py. `temporal_super_resolution` makes the frames between
-them, in windows at the full rate: beside the noisy window it sees the keyframes and a mask, as the conditional model
-does (paper section 4.2). Both are the same network over the same frozen image model, with as many temporal parameters as
-configs/stunet.py's. As in the works that the paper names, neither is down-sampled in time. `NAME_VARIANT` is the
-counterpart of another variant of configs/stunet.py: keyframes_small, temporal_super_resolution_if_l, ...
+`keyframes` makes every fourth frame of the clip of configs/stunet.py. `temporal_super_resolution` makes the frames
+between them, in windows at the full rate: beside the noisy window it sees the keyframes and a mask, as the conditional
+model does (paper section 4.2). Both are the same network over the same frozen image model, with as many temporal
+parameters as configs/stunet.py's. As in the works that the paper names, neither is down-sampled in time.
+`NAME_VARIANT` is the counterpart of another variant of configs/stunet.py: keyframes_small,
+temporal_super_resolution_if_l, ...
 
 What is sampled from both: lumiere_jax/pipelines/keyframe_cascade.py. Beside the one pass, at equal FLOPs of training:
 `python -m benchmarks.one_pass_vs_cascade`, docs/evaluation.md. No value is from the paper. Hardware: 2 CPU cores.

@@ -11,7 +11,7 @@ still_box, moving_box    all but a box, which stays or moves evenly: inpainting
 brush                    all but a brush stroke through four points
 border                   all but a border, on any of the four sides: outpainting
 region                   the first frame, and of the others all but a still box: cinemagraphs
-every_fourth_frame       keyframes: temporal super-resolution (configs/keyframe_cascade.py), in no conditional model's mix
+every_fourth_frame       keyframes: temporal super-resolution alone (configs/keyframe_cascade.py)
 """
 
 from collections.abc import Callable, Mapping

@@ -1,9 +1,9 @@
 """The conditional model's first convolution (paper section 4.2): expanded from J to ⟨J, C, M⟩, four channels more.
 
 The kernel of the new channels is zero at first, so the conditional model starts as the model that it is fine-tuned
-from. It is a parameter of its own beside the pre-trained kernel, which stays frozen. A network that is of no use without
-what is given (temporal super-resolution) can start by seeing C as it sees J, through the pre-trained kernel: from zero
-the new one grows by no more than a learning rate a step.
+from. It is a parameter of its own beside the pre-trained kernel, which stays frozen. A network that is of no use
+without what is given (temporal super-resolution) can start by seeing C as it sees J, through the pre-trained kernel:
+from zero the new one grows by no more than a learning rate a step.
 """
 
 from typing import Literal
@@ -27,9 +27,7 @@ class ExpandedConv(nnx.Module):
       kernel: at first, of the new channels: zeros, or of C's the pre-trained one's for J (not from the paper).
     """
 
-    def __init__(
-        self, pretrained: SpatialConv, *, kernel: Literal["zeros", "pretrained"] = "zeros", rngs: nnx.Rngs
-    ):
+    def __init__(self, pretrained: SpatialConv, *, kernel: Literal["zeros", "pretrained"] = "zeros", rngs: nnx.Rngs):
         size, _, self.in_channels, width = pretrained.kernel.shape
         self.spatial = pretrained
         init = zeros if kernel == "zeros" else _as_the_noisy_clip(pretrained)
@@ -54,6 +52,6 @@ def _as_the_noisy_clip(pretrained: SpatialConv) -> Initializer:
 def expand_first_convolution(
     unet: UNet2D, *, kernel: Literal["zeros", "pretrained"] = "zeros", rngs: nnx.Rngs
 ) -> UNet2D:
-    """Gives an inflated U-Net, in place, the input channels of C and M (`kernel`: of `ExpandedConv`), and returns it."""
+    """Gives an inflated U-Net, in place, the input channels of C and M, and returns it; arguments of `ExpandedConv`."""
     unet.conv_in = ExpandedConv(unet.conv_in, kernel=kernel, rngs=rngs)
     return unet
