@@ -37,8 +37,9 @@ def get_config(variant: str = "keyframes") -> ml_collections.ConfigDict:
         config.clip.frames = max(2, (config.clip.frames - 1) // KEYFRAME_STRIDE + 1)
         config.clip.fps /= KEYFRAME_STRIDE
     else:
-        # From a keyframe to one: two, or where the clip has more frames four, intervals.
-        config.clip.frames = (2 if config.clip.frames < 32 else 4) * KEYFRAME_STRIDE + 1
+        # From a keyframe to one: the more intervals between, the more frames the clip has.
+        intervals = 4 if config.clip.frames > 32 else 2 if config.clip.frames > 8 else 1
+        config.clip.frames = intervals * KEYFRAME_STRIDE + 1
         config.conditioning = {"masks": {"every_fourth_frame": 1.0}, "kernel": "pretrained"}
         config.training.preview_every = 0  # from text alone there is nothing to see
     return config

@@ -104,8 +104,9 @@ def test_configs_have_as_many_parameters_as_the_one_pass(variant):
     assert counts[0] == counts[1] == counts[2] - new
     assert keys.clip.fps * 4 == between.clip.fps == one.clip.fps
     span = (keys.clip.frames - 1) * 4 + 1
+    assert between.clip.frames <= span
     if variant != "_test":
-        assert between.clip.frames <= span <= one.clip.frames < span + 4
+        assert span <= one.clip.frames < span + 4
 
 
 def test_unknown_stage():
