@@ -173,7 +173,8 @@ def measured(row: Row, material: Material, features: Features) -> dict[str, dict
     ]
     distances = [frechet_distance(statistics[0], each) for each in statistics[1:]]
     found["distribution"] = {DISTANCE: over_repeats(distances)}
-    found["seams"] = {"at keyframes / elsewhere": over_repeats([keyframe_ratio(repeat) for repeat in row.repeats])}
+    if len(next(row.clips())) > 2 * KEYFRAME_STRIDE:  # there are inner keyframes
+        found["seams"] = {"at keyframes / elsewhere": over_repeats([keyframe_ratio(repeat) for repeat in row.repeats])}
     return found
 
 
@@ -185,7 +186,7 @@ def keyframe_ratio(repeat: Sequence[Callable[[], np.ndarray]]) -> float:
     border = ((pair + 1) % KEYFRAME_STRIDE == 0) | (pair % KEYFRAME_STRIDE == 0)
     border[[0, -1]] = False
     inner = np.isin(pair, [0, len(mse) - 1], invert=True)
-    return seam_ratio(mse, border, ~border & inner) if border.any() else float("nan")
+    return seam_ratio(mse, border, ~border & inner)
 
 
 def draw_slices(rows: Sequence[Row], material: Material) -> Figure:
