@@ -80,7 +80,7 @@ class Size:
     feature_steps: int
 
 
-WHOLE = Size("demo", 2000, 600, 3, 32, 12, 300)
+WHOLE = Size("demo", 2000, 400, 3, 24, 12, 300)
 QUICK = Size("test", 4, 4, 1, 4, 2, 2)
 
 
