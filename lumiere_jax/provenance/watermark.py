@@ -30,7 +30,7 @@ _BAND = (10.0, 32.0)  # cycles per shorter side
 LUMA = np.array([0.2126, 0.7152, 0.0722], np.float32)  # BT.709
 
 # Strength of a pixel in levels of 255: at least, per level of contrast around it, at most; and of a whole frame (RMS).
-_LEAST, _PER_CONTRAST, _MOST, _FRAME = 1.5, 0.08, 4.0, 2.3
+_LEAST, _PER_CONTRAST, _MOST, _FRAME = 1.2, 0.12, 4.0, 2.3
 _AROUND = 1 / 64  # of the shorter side: the scale of "around"
 
 
@@ -100,7 +100,7 @@ def resized(
     width: int,
     box: tuple[float, float, float, float] | None = None,
 ) -> Float[np.ndarray, "{height} {width}"]:
-    """A plane, or what of it lies in `box` (left, top, right, bottom), at another size; low-pass where it is smaller."""
+    """A plane, or its part in `box` (left, top, right, bottom), at another size; low-pass where that is smaller."""
     picture = Image.fromarray(np.asarray(plane, np.float32))
     return np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC, box=box))
 
@@ -109,4 +109,6 @@ def _strength(luma: Float[np.ndarray, "height width"]) -> Float[np.ndarray, "hei
     scale = max(1.0, _AROUND * min(luma.shape))
     mean, square = (scipy.ndimage.gaussian_filter(values, scale) for values in (luma, luma**2))
     contrast = np.sqrt(np.maximum(square - mean**2, 0))
+    # An edge hides nothing in the even surfaces beside it.
+    contrast = scipy.ndimage.minimum_filter(contrast, 1 + 2 * round(2 * scale))
     return np.clip(_LEAST + _PER_CONTRAST * contrast, _LEAST, _MOST)

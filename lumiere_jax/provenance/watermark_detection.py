@@ -1,7 +1,7 @@
-"""Finds the watermark of a key in a video, an animation or a picture, whole or cropped, at any size, without the original.
+"""Finds a key's watermark in a video, an animation or a picture, whole or cropped, at any size, without the original.
 
 Each frame's luminance is whitened (its contrast made even, so that no edge outweighs the rest), and the mean over the
-frames is correlated with the key's pattern: where it lies if nothing is cropped, and at all places and 37 scales that
+frames is correlated with the key's pattern: where it lies if nothing is cropped, and at all places and 73 scales that
 a crop may have. Correlations are in standard deviations of what any other pattern gives: the pattern is Gaussian noise,
 so for a video that does not know the key each is normally distributed exactly, whatever the video shows. What p-value
 the best of N correlations has follows by Bonferroni's inequality: at most N times that of one.
@@ -18,14 +18,23 @@ import scipy.stats
 from jaxtyping import Float, UInt8
 
 from lumiere_jax.data.video_io import VideoError, frame_to_rgb, open_video
-from lumiere_jax.provenance.watermark import LUMA, PERIOD, PUBLIC_KEY, UNIT, band, frequencies, pattern_spectrum, resized
+from lumiere_jax.provenance.watermark import (
+    LUMA,
+    PERIOD,
+    PUBLIC_KEY,
+    UNIT,
+    band,
+    frequencies,
+    pattern_spectrum,
+    resized,
+)
 
 FALSE_POSITIVES = 1e-6
 """Of videos without the watermark, at most this share counts as having it."""
 
 _LARGEST = 192  # pixels of the shorter side that are looked at: the pattern needs no more
 # Shares of the shorter side that a crop may have left. Half a step moves the borders by less than a sample.
-_SHARES = np.exp(-0.02 * np.arange(37))  # 1 to 0.49
+_SHARES = np.exp(-0.01 * np.arange(73))  # 1 to 0.49
 _NEAR = 1  # samples that the corner of an uncropped frame may be off, by rounding
 _PLACES = (2 * _NEAR + 1) ** 2
 _HIGHEST = 0.9  # of the highest frequency that frames of a size can show
@@ -126,7 +135,7 @@ def _correlations(
 
 
 def _even(spectrum: np.ndarray) -> np.ndarray:
-    """Each frequency over the mean power of its radius: the matched filter for a mark that is as strong at all of them."""
+    """Each frequency over its radius's mean power: the matched filter of a mark that is as strong at all of them."""
     power, radius = np.abs(spectrum) ** 2, np.rint(frequencies()).astype(int)
     mean = np.bincount(radius.ravel(), power.ravel()) / np.bincount(radius.ravel())
     return spectrum / (mean[radius] + 1e-3 * mean.max() + 1e-12)
