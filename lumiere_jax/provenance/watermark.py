@@ -60,12 +60,14 @@ class Watermark:
         return {"method": "spread spectrum, 1", "key": "public" if self.key == PUBLIC_KEY else "private"}
 
 
+@functools.cache
 def frequencies() -> Float[np.ndarray, "rows columns"]:
     """Cycles per unit of `np.fft.rfft2` of a plane of [PERIOD, PERIOD] samples."""
     rows, columns = np.fft.fftfreq(PERIOD, 1 / UNIT), np.fft.rfftfreq(PERIOD, 1 / UNIT)
     return np.hypot(rows[:, None], columns)
 
 
+@functools.cache
 def band() -> Bool[np.ndarray, "rows columns"]:
     """Which of `frequencies` the pattern has."""
     return (frequencies() >= _BAND[0]) & (frequencies() <= _BAND[1])
@@ -80,7 +82,7 @@ def pattern_spectrum(key: str) -> Complex[np.ndarray, "rows columns"]:
     bits = np.frombuffer(hashlib.shake_256(key.encode()).digest(8 * PERIOD**2), "<u4")
     first, second = (bits.reshape(2, PERIOD, PERIOD) + 0.5) / 2.0**32
     noise = np.sqrt(-2 * np.log(first)) * np.cos(2 * np.pi * second)  # Box and Muller, 1958
-    return np.fft.rfft2(noise) * band()
+    return (np.fft.rfft2(noise) * band()).astype(np.complex64)
 
 
 @functools.lru_cache(maxsize=4)

@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterable
 
 import numpy as np
+import scipy.fft
 import scipy.ndimage
 import scipy.stats
 from jaxtyping import Float, UInt8
@@ -125,17 +126,18 @@ def _correlations(
     shown = resized(white, height, width)[:PERIOD, :PERIOD]  # of a panorama the left
     plane[: shown.shape[0], : shown.shape[1]] = shown - shown.mean()
     visible = band() & (frequencies() < _HIGHEST * min(white.shape) / (2 * share))
-    spectrum = _even(np.fft.rfft2(plane) * visible)
+    spectrum = _even(scipy.fft.rfft2(plane) * visible)
     # Of a real plane's spectrum half is stored: all columns but the first, whose counterparts are among its rows.
     twice = np.where(np.arange(spectrum.shape[1]) == 0, 1, 2)
     deviation = np.sqrt((twice * np.abs(spectrum) ** 2).sum()) / PERIOD
     if deviation == 0:  # nothing to be seen
         return np.zeros((PERIOD, PERIOD))
-    return np.fft.irfft2(np.conj(spectrum) * pattern_spectrum(key), s=(PERIOD, PERIOD)) / deviation
+    return scipy.fft.irfft2(np.conj(spectrum) * pattern_spectrum(key), s=(PERIOD, PERIOD)) / deviation
 
 
 def _even(spectrum: np.ndarray) -> np.ndarray:
     """Each frequency over its radius's mean power: the matched filter of a mark that is as strong at all of them."""
     power, radius = np.abs(spectrum) ** 2, np.rint(frequencies()).astype(int)
     mean = np.bincount(radius.ravel(), power.ravel()) / np.bincount(radius.ravel())
-    return spectrum / (mean[radius] + 1e-3 * mean.max() + 1e-12)
+    mean = (mean + 1e-3 * mean.max() + 1e-12).astype(np.float32)
+    return spectrum / mean[radius]
