@@ -45,6 +45,7 @@ setup(
     extras_require={
         "test": [
             "beartype",
+            "c2pa-python>=0.38",
             "gradio>=6",
             "ipykernel",
             "jax[tpu]; sys_platform == 'linux' and platform_machine == 'x86_64'",  # libtpu, to compile for TPUs

@@ -12,7 +12,7 @@ import pathlib
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
-from typing import IO, Any
+from typing import Any
 
 import av
 import numpy as np
@@ -341,11 +341,11 @@ def write_gif(
 
 
 def write_png(
-    file: str | os.PathLike | IO[bytes],
+    file: str | os.PathLike | io.BytesIO,
     image: UInt8[np.ndarray, "height width 3"],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes a PNG, to a path or an open file, with metadata as texts: `xmp`, others by name (Title, ...)."""
+    """Writes a PNG, to a path or into memory, with metadata as texts: `xmp`, others by name (Title, ...)."""
     texts = PngInfo()
     for name, text in (metadata or {}).items():
         texts.add_itxt("XML:com.adobe.xmp" if name == "xmp" else name.capitalize(), text)

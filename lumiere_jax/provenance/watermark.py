@@ -42,7 +42,7 @@ class Watermark:
       key: who does not know it can neither find the mark nor make it.
     """
 
-    key: str = PUBLIC_KEY
+    key: str = dataclasses.field(default=PUBLIC_KEY, repr=False)
 
     def __post_init__(self):
         if not self.key:

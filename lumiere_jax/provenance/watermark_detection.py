@@ -86,17 +86,19 @@ def detect_in_frames(
     """
     total, count = None, 0
     for image in frames:
-        white = _whitened(image)
+        white = whitened(image)
         if total is not None and total.shape != white.shape:
             raise VideoError(f"{name}: the frame size changes within the clip")
         total, count = white if total is None else total + white, count + 1
     if total is None:
         raise VideoError(f"{name}: has no frames")
-    whole = _correlations(total, 1.0, key)
+    whole = correlations(total, 1.0, key)
     corner = whole[np.ix_(*[np.arange(-_NEAR, _NEAR + 1)] * 2)]  # negative: beyond the left and upper border
-    best, share = max((float(_correlations(total, share, key).max()), float(share)) for share in _SHARES)
     # Half of the false positives are for each of the two ways of looking.
     uncropped = Detection(float(corner.max()), _log10_p(float(corner.max()), 2 * _PLACES), 1.0, count)
+    if uncropped.found:
+        return uncropped
+    best, share = max((float(correlations(total, share, key).max()), float(share)) for share in _SHARES)
     cropped = Detection(best, _log10_p(best, 2 * len(_SHARES) * PERIOD**2), share, count)
     return min(uncropped, cropped, key=lambda found: found.log10_p)
 
@@ -105,7 +107,7 @@ def _log10_p(score: float, looks: int) -> float:
     return min(0.0, float(scipy.stats.norm.logsf(score)) / math.log(10) + math.log10(looks))
 
 
-def _whitened(image: UInt8[np.ndarray, "height width 3"]) -> Float[np.ndarray, "rows columns"]:
+def whitened(image: UInt8[np.ndarray, "height width 3"]) -> Float[np.ndarray, "rows columns"]:
     """The luminance's detail over the contrast around it, at most 192 pixels high or wide, whichever is less."""
     luma = image @ LUMA
     shorter = min(luma.shape)
@@ -116,10 +118,17 @@ def _whitened(image: UInt8[np.ndarray, "height width 3"]) -> Float[np.ndarray, "
     return detail / (np.sqrt(scipy.ndimage.gaussian_filter(detail**2, _AROUND * shorter)) + _QUIET)
 
 
-def _correlations(
-    white: Float[np.ndarray, "rows columns"], share: float, key: str
-) -> Float[np.ndarray, "{PERIOD} {PERIOD}"]:
-    """With the pattern from each place on, in standard deviations, for frames that are `share` of the original ones."""
+def correlations(white: Float[np.ndarray, "rows columns"], share: float, key: str) -> Float[np.ndarray, "period period"]:
+    """With the pattern from each place on, in standard deviations.
+
+    Args:
+      white: the mean of `whitened` frames.
+      share: of the shorter side of the original frames, that these are supposed to be.
+      key: of the pattern.
+
+    Returns:
+      at [row, column] for frames whose upper left corner is there in the original ones, in units of 1 / UNIT of these.
+    """
     samples = UNIT * share / min(white.shape)  # for each pixel
     height, width = (max(1, round(side * samples)) for side in white.shape)
     plane = np.zeros((PERIOD, PERIOD), np.float32)
