@@ -118,7 +118,7 @@ def whitened(image: UInt8[np.ndarray, "height width 3"]) -> Float[np.ndarray, "r
     return detail / (np.sqrt(scipy.ndimage.gaussian_filter(detail**2, _AROUND * shorter)) + _QUIET)
 
 
-def correlations(white: Float[np.ndarray, "rows columns"], share: float, key: str) -> Float[np.ndarray, "period period"]:
+def correlations(white: Float[np.ndarray, "rows columns"], share: float, key: str) -> Float[np.ndarray, "period _"]:
     """With the pattern from each place on, in standard deviations.
 
     Args:

@@ -23,14 +23,14 @@ FILES = ("clip.mp4", "clip.gif", "clip_sheet.png", "clip_xt.png")
 @pytest.fixture(scope="module")
 def unmarked(tmp_path_factory):
     directory = tmp_path_factory.mktemp("unmarked")
-    write_video(directory, "clip", CLIP, 8, SETTINGS)
+    write_video(directory, "clip", CLIP, 8.0, SETTINGS)
     return directory
 
 
 @pytest.fixture(scope="module")
 def marked(tmp_path_factory):
     directory = tmp_path_factory.mktemp("marked")
-    write_video(directory, "clip", CLIP, 8, SETTINGS, Marks(Watermark("a key")))
+    write_video(directory, "clip", CLIP, 8.0, SETTINGS, Marks(Watermark("a key")))
     return directory
 
 
@@ -54,7 +54,7 @@ def test_every_file_says_that_it_is_generated_and_how(unmarked, name):
 
 @pytest.mark.parametrize("name", FILES)
 def test_what_holds_given_pixels_is_called_a_composite(tmp_path, name):
-    write_video(tmp_path, "clip", CLIP[:2], 8, SETTINGS | {SOURCE_TYPE: COMPOSITE})
+    write_video(tmp_path, "clip", CLIP[:2], 8.0, SETTINGS | {SOURCE_TYPE: COMPOSITE})
     assert said_in(tmp_path / name)[1][SOURCE_TYPE] == COMPOSITE
     assert said_in(tmp_path / name)[2] in (COMPOSITE, None)
 
@@ -94,7 +94,7 @@ def test_the_sidecar_says_whether_it_is_found(marked, unmarked, tmp_path, capsys
     assert "a key" not in (marked / "clip.json").read_text()
     assert "watermark" not in sidecar(unmarked)
     assert "warning" not in capsys.readouterr().out
-    write_video(tmp_path, "clip", CLIP[:1, :8, :8], 8, {}, Marks(Watermark()))
+    write_video(tmp_path, "clip", CLIP[:1, :8, :8], 8.0, {}, Marks(Watermark()))
     assert sidecar(tmp_path)["watermark"]["found"] is False
     assert "clip.mp4: its watermark is too weak to be found" in capsys.readouterr().out
 
@@ -109,9 +109,8 @@ def test_the_hash_is_of_marked_pixels(marked, unmarked):
 
 
 def test_frames_are_marked_as_they_come(tmp_path):
-    with open_video_files(tmp_path, "clip", 8, {}, Marks(Watermark())) as add:
+    with open_video_files(tmp_path, "clip", 8.0, {}, Marks(Watermark())) as add:
         for image in CLIP:
             add(image)
-            assert (tmp_path / ".clip.mp4.partial").exists()
     assert detect(tmp_path / "clip.mp4").frames == len(CLIP)
     assert detect(tmp_path / "clip.mp4").found

@@ -70,7 +70,7 @@ def write_credentials(directory, algorithm="es256", password=None):
 def signed(tmp_path_factory):
     directory = tmp_path_factory.mktemp("signed")
     marks = Marks(signer=read_signer(*write_credentials(directory)))
-    write_video(directory, "clip", CLIP, 8, {"prompt": "a red circle", "window": [4, 1]}, marks)
+    write_video(directory, "clip", CLIP, 8.0, {"prompt": "a red circle", "window": [4, 1]}, marks)
     write_sheet(directory / "both.png", [CLIP], "a red circle", {"window": [4, 1], SOURCE_TYPE: COMPOSITE}, marks)
     return directory
 

@@ -1,5 +1,6 @@
 """The flags of `sample` that ask for marks: what says nothing, or cannot work, is told before anything is sampled."""
 
+import functools
 import sys
 
 import pytest
@@ -14,8 +15,8 @@ def parsed(monkeypatch):
     def parse(*arguments):
         values = flags.FlagValues()
         with monkeypatch.context() as defining:
-            defining.setattr(flags, "DEFINE_bool", lambda *a: flags._defines.DEFINE_bool(*a, flag_values=values))
-            defining.setattr(flags, "DEFINE_string", lambda *a: flags._defines.DEFINE_string(*a, flag_values=values))
+            for name in ("DEFINE_bool", "DEFINE_string"):
+                defining.setattr(flags, name, functools.partial(getattr(flags, name), flag_values=values))
             marks.define_provenance_flags()
         values(["sample", *arguments])
         monkeypatch.setattr(marks, "FLAGS", values)
