@@ -141,6 +141,6 @@ def write_preview(directory: str | os.PathLike[str], run: Run, prompts: Sequence
     step_directory = pathlib.Path(directory) / f"step_{run.step:06d}"
     for number, (prompt, video) in enumerate(zip(prompts, videos, strict=True)):
         write_video(step_directory, file_name(number, prompt), video, run.config.clip.fps, {"prompt": prompt})
-    facts = {"prompts": list(prompts), "checkpoint": str(run.path), "step": run.step}
+    facts = {"prompts": list(prompts), "name": run.config.name, "step": run.step}
     write_sheet(step_directory / "sheet.png", list(videos), f"step {run.step}", facts)
     return step_directory
