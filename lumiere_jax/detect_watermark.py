@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> None:
         try:
             found = detect(file, FLAGS.key)
         except (OSError, VideoError) as error:
-            print(f"error: {file}: {error.strerror if isinstance(error, OSError) else error}", file=sys.stderr)
+            print(f"error: {f'{file}: {error.strerror}' if isinstance(error, OSError) else error}", file=sys.stderr)
             status = 2
             continue
         print(f"{file}: {line(found)}")

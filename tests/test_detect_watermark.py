@@ -54,6 +54,7 @@ def test_command(files, names, options, status, lines):
         assert line in printed
     assert ("75% of the shorter side)" in printed) == ("cropped.mp4" in names)
     assert "Traceback" not in printed
+    assert all(printed.count(name) == 1 for name in names)
 
 
 def test_p_values_of_any_size():

@@ -52,7 +52,7 @@ class Watermark:
         """The frame with the mark, which changes it by at most 2.3 levels of 255 (root mean square)."""
         height, width = image.shape[:2]
         change = _strength(image @ LUMA) * pattern_of(self.key, height, width)
-        change *= min(1.0, _FRAME / float(np.sqrt(np.mean(change**2))))
+        change *= _FRAME / max(_FRAME, float(np.sqrt(np.mean(change**2))))
         return np.clip(np.rint(image + change[..., None]), 0, 255).astype(np.uint8)
 
     def facts(self) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def pattern_of(key: str, height: int, width: int) -> Float[np.ndarray, "{height}
     shown = height * samples, width * samples
     plane = np.tile(period, [int(np.ceil(side / PERIOD)) for side in shown])
     pixels = resized(plane, height, width, box=(0.0, 0.0, shown[1], shown[0]))
-    return pixels / np.sqrt(np.mean(pixels**2))
+    return pixels / max(1e-3, float(np.sqrt(np.mean(pixels**2))))  # frames of few pixels show nothing of it
 
 
 def resized(

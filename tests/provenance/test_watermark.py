@@ -120,6 +120,13 @@ def test_threshold_is_what_p_values_say():
     assert max(result.score for result in scores) > 2
 
 
+@pytest.mark.parametrize("size", [(1, 1), (3, 16), (16, 16)])
+def test_frames_that_are_too_small_are_hardly_changed(size):
+    clip = textured_clip(2, *size)
+    assert np.abs(marked(clip).astype(int) - clip).max() < 20
+    assert not found(marked(clip)[:, : size[0], : size[1]], "another key").found
+
+
 @pytest.mark.parametrize("level", [0, 128, 255])
 def test_nothing_is_found_in_nothing(level):
     result = found(np.full((3, 40, 40, 3), level, np.uint8))
