@@ -45,6 +45,7 @@ setup(
     extras_require={
         "test": [
             "beartype",
+            "c2pa-python>=0.38",
             "gradio>=6",
             "ipykernel",
             "jax[tpu]; sys_platform == 'linux' and platform_machine == 'x86_64'",  # libtpu, to compile for TPUs
@@ -60,6 +61,7 @@ setup(
         ],
         "app": ["gradio>=6"],
         "clip": ["tokenizers"],  # evaluate --clip reads prompts as CLIP does
+        "c2pa": ["c2pa-python>=0.38"],  # sample --c2pa_key signs what it writes
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],
         "beam": ["apache-beam"],  # prepare_data on Dataflow, Flink or Spark

@@ -38,13 +38,13 @@ from lumiere_jax.abstract_model import abstract_model
 from lumiere_jax.checkpoints.checkpointing import CheckpointError
 from lumiere_jax.checkpoints.run_directory import Run, load_run
 from lumiere_jax.data import moving_shapes
-from lumiere_jax.data.video_io import write_contact_sheet
 from lumiere_jax.diffusion.approximations import Approximations
 from lumiere_jax.distributed import platform
 from lumiere_jax.distributed.model_flops import count_flops
 from lumiere_jax.models.int8_weights import to_int8
 from lumiere_jax.models.text_to_video import TextToVideo
 from lumiere_jax.pipelines.generation import Settings, sampling_settings
+from lumiere_jax.pipelines.results import write_sheet
 from lumiere_jax.pipelines.text_to_video import Videos, sample_in_batches
 
 SAMPLER, STEPS, REFERENCE_STEPS, TURNS = "dpm_solver_pp_2m", 25, 64, 3
@@ -206,7 +206,7 @@ def main(_argv: list[str]) -> None:
     draw(rows).savefig(output / "approximations.png", dpi=110)
     middle = run.config.clip.frames // 2
     shown = [np.concatenate([videos[:4, middle], videos[:4, -1]]) for videos in clips.values()]
-    write_contact_sheet(output / "clips.png", shown)
+    write_sheet(output / "clips.png", shown, "clips with approximations", {"measured": rows})
     print(table(rows))
     print(f"\n{output / 'approximations.png'}; rows of {output / 'clips.png'}: {', '.join(clips)}")
 

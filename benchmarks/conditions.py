@@ -27,11 +27,12 @@ from benchmarks.machine import machine
 from benchmarks.temporal_seams import rendered_clips
 from lumiere_jax.checkpoints.checkpointing import CheckpointError
 from lumiere_jax.checkpoints.run_directory import Run, load_run
-from lumiere_jax.data.video_io import write_contact_sheet
 from lumiere_jax.diffusion import condition
 from lumiere_jax.diffusion.condition import Condition
 from lumiere_jax.distributed import platform
+from lumiere_jax.pipelines.results import write_sheet
 from lumiere_jax.pipelines.text_to_video import sample_videos
+from lumiere_jax.provenance.metadata import COMPOSITE, SOURCE_TYPE
 
 RESAMPLED = 4
 VERSIONS = ("jax", "jaxlib", "flax", "numpy")
@@ -125,7 +126,7 @@ def main(_argv: list[str]) -> None:
     output = pathlib.Path(FLAGS.output)
     output.mkdir(parents=True, exist_ok=True)
     (output / "conditions.json").write_text(json.dumps({"conditions": rows, "machine": facts}, indent=1) + "\n")
-    write_contact_sheet(output / "conditions.png", shown)
+    write_sheet(output / "conditions.png", shown, "completed clips", {SOURCE_TYPE: COMPOSITE, "measured": rows})
     print(table(rows))
     print(f"\n{output / 'conditions.png'}: for each row of the table given, conditional, zero-shot, resampled, real")
 

@@ -23,9 +23,9 @@ from absl.flags import FLAGS
 from lumiere_jax.checkpoints.checkpointing import CheckpointError
 from lumiere_jax.checkpoints.run_directory import Run, load_run
 from lumiere_jax.data import moving_shapes
-from lumiere_jax.data.video_io import write_contact_sheet
 from lumiere_jax.distributed import platform
 from lumiere_jax.pipelines.generation import sampling_settings
+from lumiere_jax.pipelines.results import write_sheet
 from lumiere_jax.pipelines.text_to_video import Videos, sample_in_batches
 
 REFERENCE = ("ddim", 64)
@@ -93,7 +93,7 @@ def main(_argv: list[str]) -> None:
     (output / "distillation.json").write_text(json.dumps(rows, indent=1) + "\n")
     middle = teacher.config.clip.frames // 2
     shown = [np.concatenate([videos[:4, middle], videos[:4, -1]]) for videos in clips.values()]
-    write_contact_sheet(output / "distillation.png", shown)
+    write_sheet(output / "distillation.png", shown, "a student beside its teacher", {"measured": rows})
     print(f"{'way':38s}{'calls':>8s}{'error':>10s}")
     for row in rows:
         print(f"{row['way']:38s}{row['calls']:>8d}{row['error']:>10.4f}")

@@ -29,10 +29,11 @@ from lumiere_jax.checkpoints.run_directory import Run, load_run
 from lumiere_jax.data import moving_shapes
 from lumiere_jax.data.clip_sampling import center_crop_resize
 from lumiere_jax.data.task_inputs import is_image, read_image
-from lumiere_jax.data.video_io import to_float, write_contact_sheet
+from lumiere_jax.data.video_io import to_float
 from lumiere_jax.distributed import platform
 from lumiere_jax.evaluation.seams import neighbour_mse
 from lumiere_jax.evaluation.style_distance import style_distance
+from lumiere_jax.pipelines.results import write_sheet
 from lumiere_jax.pipelines.stylized_generation import check_style, stylized
 from lumiere_jax.pipelines.text_to_video import sample_videos
 
@@ -117,7 +118,7 @@ def main(_argv: list[str]) -> None:
     values = {"alphas": rows, "halves of the style images": nearest, "prompts": prompts, "machine": facts}
     (output / "style_alpha.json").write_text(json.dumps(values, indent=1) + "\n")
     plot(rows, nearest, output / "style_alpha.png")
-    write_contact_sheet(output / "style_clips.png", shown, columns=4)
+    write_sheet(output / "style_clips.png", shown, "shares of a style", {"measured": rows}, columns=4)
     for row in rows:
         print("  ".join(f"{name} {value:.4f}" for name, value in row.items()))
     print(

@@ -15,9 +15,8 @@ from jaxtyping import Float
 from lumiere_jax.checkpoints.run_directory import Run
 from lumiere_jax.data.area_resizing import proportional_width, resized_region
 from lumiere_jax.data.task_inputs import frame_size, image_for, video_for
-from lumiere_jax.data.video_io import write_contact_sheet
 from lumiere_jax.diffusion import condition
-from lumiere_jax.pipelines.results import file_name
+from lumiere_jax.pipelines.results import file_name, write_sheet
 from lumiere_jax.pipelines.stylized_generation import check_style, stylized
 from lumiere_jax.pipelines.super_resolution import whole_factor
 from lumiere_jax.pipelines.text_to_video import OnPrediction
@@ -240,7 +239,7 @@ def make(
     found = {kind: output / f"{name}{ending}" for kind, ending in files.items()}
     if job.shown is not None:
         found["sheet"] = output / f"{name}_beside.png"
-        write_contact_sheet(found["sheet"], [job.shown, clip])
+        write_sheet(found["sheet"], [job.shown, clip], choices.prompt, facts_of(found))
     return found
 
 

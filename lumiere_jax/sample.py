@@ -22,17 +22,25 @@ from jax.sharding import Mesh
 from lumiere_jax.checkpoints.checkpointing import CheckpointError
 from lumiere_jax.checkpoints.run_directory import Run, RunDirectory, load_run
 from lumiere_jax.checkpoints.temporal_weights import load_temporal
-from lumiere_jax.data.video_io import write_contact_sheet
 from lumiere_jax.diffusion.approximations import Approximations
 from lumiere_jax.diffusion.samplers import Sampler, Spacing
 from lumiere_jax.distributed import mesh as meshes
 from lumiere_jax.distributed import platform, processes
 from lumiere_jax.models.int8_weights import to_int8
-from lumiere_jax.pipelines.results import description, file_name, library_versions, open_video_files, video_files
+from lumiere_jax.pipelines.results import (
+    NO_MARKS,
+    description,
+    file_name,
+    library_versions,
+    open_video_files,
+    video_files,
+    write_sheet,
+)
 from lumiere_jax.pipelines.stylized_generation import stylized
 from lumiere_jax.pipelines.super_resolution import prepare_chain, whole_factor
 from lumiere_jax.pipelines.text_to_video import OnPrediction, Videos, sample_in_batches
 from lumiere_jax.pipelines.video_editing import image_model_of
+from lumiere_jax.provenance.marks import Marks, define_provenance_flags, marks_of_flags
 from lumiere_jax.sample_tasks import Task, check_task_flags, define_task_flags, read_task
 
 
@@ -52,6 +60,7 @@ def sample(
     task: Task | None = None,
     alpha: float | int | None = None,
     on_prediction: OnPrediction | None = None,
+    marks: Marks = NO_MARKS,
     **choices: Any,
 ) -> Videos:
     """Samples every prompt and writes it, at the base and, with `super_resolution`, at the highest resolution.
@@ -70,6 +79,7 @@ def sample(
       task: what is given beside prompts; default: nothing.
       alpha: share of a style in `run`, which its clips' names then tell.
       on_prediction: see `sample_in_batches`.
+      marks: watermark and signature of what is written.
       **choices: the other arguments of `sample_videos`.
 
     Returns:
@@ -106,11 +116,11 @@ def sample(
         pasted = videos if task.given is None else task.given_at(size).paste(videos)
         videos = pasted if task.paste_known else videos
         made.append(videos)
-        write_frames(_frames_of(videos), batch, first, suffix, output, (frames, *size), fps, made_with)
+        write_frames(_frames_of(videos), batch, first, suffix, output, (frames, *size), fps, made_with, marks)
         if denoising and processes.is_first():
             for number, (prompt, clip) in enumerate(zip(batch, pictures, strict=True), start=first):
                 name = f"{file_name(number, prompt)}{suffix}_denoising.png"
-                write_contact_sheet(output / name, clip, columns=10)
+                write_sheet(output / name, [clip], prompt, {"prompt": prompt, **made_with}, marks, columns=10)
         # What is given is enlarged as it is, not as the base model came near to it.
         videos = pasted
         for stage in chain[:-1]:
@@ -119,7 +129,7 @@ def sample(
             given = given_to[stage.cut.clip]
             frames_of_clips = stage.frames(videos, batch, given=given, seed=seed, first_number=first)
             large = f"{suffix}_high_resolution"
-            write_frames(frames_of_clips, batch, first, large, output, stage.cut.clip, fps, enlarged_with)
+            write_frames(frames_of_clips, batch, first, large, output, stage.cut.clip, fps, enlarged_with, marks)
         first += len(batch)
     processes.wait_for_all("sampled")  # one that ends would not wait long for the first to write
     return np.concatenate(made)
@@ -133,6 +143,7 @@ def sample_styles(
     output: pathlib.Path,
     *,
     task: Task,
+    marks: Marks = NO_MARKS,
     **options: Any,
 ) -> None:
     """Samples every prompt with each share of a style; NAME_alphas.png has of each a row of four frames.
@@ -141,18 +152,29 @@ def sample_styles(
       run, super_resolution, prompts, output, **options: as for `sample`.
       style: of `run`.
       task: whose `alphas` are taken.
+      marks: as for `sample`.
 
     Raises:
       ValueError, MemoryError: as `sample` and `stylized`.
     """
     made = [
-        sample(stylized(run, style, alpha), super_resolution, prompts, output, task=task, alpha=alpha, **options)
+        sample(
+            stylized(run, style, alpha),
+            super_resolution,
+            prompts,
+            output,
+            task=task,
+            alpha=alpha,
+            marks=marks,
+            **options,
+        )
         for alpha in task.alphas
     ]
     if processes.is_first():
         for number, (prompt, *clips) in enumerate(zip(prompts, *made, strict=True)):
             sheet = output / f"{file_name(number, prompt)}_alphas.png"
-            write_contact_sheet(sheet, clips, columns=4)
+            facts = {"prompt": prompt, **task.facts(), "alphas": task.alphas, "checkpoint": str(run.path)}
+            write_sheet(sheet, clips, prompt, facts, marks, columns=4)
             processes.say(f"{sheet}  alpha {', '.join(f'{alpha:g}' for alpha in task.alphas)} from top to bottom")
 
 
@@ -207,6 +229,7 @@ def write_frames(
     clip: tuple[int, int, int],
     fps: float,
     facts: Mapping[str, Any],
+    marks: Marks = NO_MARKS,
 ) -> None:
     """Writes clips as their frames come; all processes take the frames, and the first one writes.
 
@@ -219,12 +242,14 @@ def write_frames(
       clip: (frames, height, width) of each.
       fps: frames per second.
       facts: how the clips were made, for their sidecars.
+      marks: watermark and signature.
     """
     shape = dict(zip(("frames", "height", "width"), clip, strict=True))
     for number, of_one_clip in itertools.groupby(frames, key=lambda each: each[0]):
         prompt, name = prompts[number], file_name(first + number, prompts[number]) + suffix
         sidecar = {"prompt": prompt, "number": first + number, **facts, **shape, "fps": fps}
-        files = open_video_files(output, name, fps, sidecar) if processes.is_first() else contextlib.nullcontext(len)
+        is_first = processes.is_first()
+        files = open_video_files(output, name, fps, sidecar, marks) if is_first else contextlib.nullcontext(len)
         with files as add:
             for _, _, image in of_one_clip:
                 add(image)
@@ -307,6 +332,7 @@ def define_flags() -> None:
     define_approximation_flags()
     define_device_flags()
     define_memory_flags()
+    define_provenance_flags()
 
 
 def define_approximation_flags() -> None:
@@ -382,9 +408,10 @@ def window_flags() -> dict[str, Any]:
 def main(_argv: list[str]) -> None:
     """Entry point."""
     logging.set_verbosity(logging.WARNING)
-    with processes.ended_by_errors(ValueError, OSError, MemoryError, CheckpointError):
+    with processes.ended_by_errors(ValueError, OSError, MemoryError, ImportError, CheckpointError):
         prompts = read_prompts(FLAGS.prompt, FLAGS.prompts_file)
         check_task_flags()
+        marks = marks_of_flags()
         interval, windows, enlarging = _interval(FLAGS.guidance_interval), window_flags(), enlarging_flags()
         approximations = approximation_flags()
         both = {"text_checkpoint": FLAGS.text_checkpoint, "tokenizer": FLAGS.tokenizer}
@@ -424,6 +451,7 @@ def main(_argv: list[str]) -> None:
             spacing=FLAGS.spacing,
             denoising=FLAGS.denoising,
             approximations=approximations,
+            marks=marks,
             **windows,
         )
 

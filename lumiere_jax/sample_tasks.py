@@ -25,6 +25,7 @@ from lumiere_jax.data.area_resizing import proportional_width
 from lumiere_jax.data.task_inputs import frame_size, image_for, mask_for, video_for
 from lumiere_jax.diffusion import condition
 from lumiere_jax.diffusion.condition import Condition
+from lumiere_jax.provenance.metadata import COMPOSITE, SOURCE_TYPE
 
 # The flags that each task needs, and those that it may be given, too.
 _TASKS: dict[str, tuple[set[str], set[str]]] = {
@@ -91,7 +92,9 @@ class Task:
         """For the clips' sidecars."""
         names = ("strength", "zero_shot", "resample", "paste_known", "frame_by_frame")
         choices = {name: getattr(self, name) for name in names if getattr(self, name) != getattr(Task, name)}
-        return {"task": self.name, **self.files, **choices}
+        # Pixels that were given are in the clip, or below it.
+        source = {} if self.given is None and self.original is None else {SOURCE_TYPE: COMPOSITE}
+        return {"task": self.name, **self.files, **choices, **source}
 
 
 def define_task_flags() -> None:

@@ -14,6 +14,7 @@ import warnings
 import numpy as np
 import pytest
 from flax import nnx
+from marked_clips import said_in
 from PIL import Image
 from random_runs import random_run
 
@@ -23,6 +24,7 @@ from lumiere_jax.data.video_io import decode_video, to_uint8, write_mp4
 from lumiere_jax.models.text_to_video import TextToVideo
 from lumiere_jax.pipelines.stylized_generation import spatial_layers_hash
 from lumiere_jax.pipelines.video_editing import image_model_of
+from lumiere_jax.provenance.metadata import COMPOSITE
 
 # Gradio's own warnings would be errors here.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -97,6 +99,7 @@ def test_known_pixels_are_in_the_clip_at_both_sizes(models, files, tmp_path):
     assert job.task.given.mask.shape == (4, 32, 32, 1)
     made = app_tasks.make(models, choices, job, tmp_path)
     assert json.loads(made["json"].read_text())["task"] == "image_to_video"
+    assert said_in(made["sheet"])[2] == said_in(made["mp4"])[2] == COMPOSITE
     sheet = np.asarray(Image.open(made["sheet"]))
     assert sheet.shape == (2 * 16 + 2, 4 * 16 + 3 * 2, 3)
     np.testing.assert_array_equal(sheet[:16, :16], sheet[18:, :16])  # the given frame, and below it the made one

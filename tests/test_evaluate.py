@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from absl import flags
 from browser import needs_browser, open_page
+from marked_clips import said_in
 from random_runs import random_run
 from safetensors.numpy import save_file
 
@@ -23,6 +24,7 @@ from lumiere_jax.evaluation.result import comparison, measured, protocol_of, rea
 from lumiere_jax.evaluation.result_table import table
 from lumiere_jax.models.c3d import C3DConfig
 from lumiere_jax.models.i3d import I3DConfig
+from lumiere_jax.provenance.metadata import GENERATED
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +64,8 @@ def test_moving_shapes(output):
     assert motions["rendered"] < 0.05 < motions["generated"]
     assert len(list(output.glob("clips/seed_[01]/base/*.mp4"))) == 6
     assert len((output / "prompts.txt").read_text().splitlines()) == 3
-    assert (output / "generated.png").is_file()
+    _, facts, source = said_in(output / "generated.png")
+    assert (facts["models"], source) == (result["models"], GENERATED)
     assert result["models"][0]["sha256"]
 
 

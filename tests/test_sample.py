@@ -4,12 +4,14 @@ import json
 
 import pytest
 from absl import flags
+from marked_clips import said_in
 from PIL import Image
 from random_runs import random_run, write_run
 from small_runs import command
 
 from lumiere_jax import sample
 from lumiere_jax.data.video_io import decode_video
+from lumiere_jax.provenance.watermark_detection import detect
 
 
 def test_windows_tiles_and_a_chain(tmp_path):
@@ -19,7 +21,7 @@ def test_windows_tiles_and_a_chain(tmp_path):
     options += ["--frames=10", "--height=16", "--width=8", "--window=4", "--window_batch=2", "--guidance_interval=.3,1"]
     options += ["--sampler=heun", "--spacing=karras", "--guidance_rescale=.7", "--negative_prompt=a blue star"]
     options += ["--denoising", "--window_weights=feathered", "--half_rate_from=.5", "--int8"]
-    options += [f"--super_resolution={tmp_path / 'ssr'}"] * 2
+    options += [f"--super_resolution={tmp_path / 'ssr'}"] * 2 + ["--watermark", "--watermark_key=a key"]
     options += ["--tile=16", "--memory_gib=1", "--super_resolution_window_batch=3", f"--output={tmp_path / 'clips'}"]
     process = command("sample", *options)
     printed, _ = process.communicate(timeout=600)
@@ -39,6 +41,13 @@ def test_windows_tiles_and_a_chain(tmp_path):
     assert made["approximations"] == {"deep_features_every": 1, "shallow_layers": 1, "half_rate_from": 0.5}
     with Image.open(small.with_name(small.stem + "_denoising.png")) as picture:  # 2 steps of heun: 3 calls
         assert picture.size == (3 * 8 + 2 * 2, 16)
+    assert made["watermark"].pop("score") == pytest.approx(detect(small, "a key").score, abs=0.01)
+    assert made["watermark"] == {
+        "method": "spread spectrum, 1",
+        "key": "private",
+        "found": detect(small, "a key").found,
+    }
+    assert said_in(small.with_name(small.stem + "_denoising.png"))[1]["sampler"] == "heun"
     enlarged = json.loads(large.with_suffix(".json").read_text())["super_resolution"]
     assert [(stage["tile"], stage["weights"]) for stage in enlarged] == [([16, 2], "feathered")] * 2
 

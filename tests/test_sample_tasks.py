@@ -15,6 +15,7 @@ from lumiere_jax.data.video_io import decode_video, to_uint8, write_mp4
 from lumiere_jax.diffusion.condition import keyframes
 from lumiere_jax.pipelines.super_resolution import super_resolve
 from lumiere_jax.pipelines.text_to_video import sample_videos
+from lumiere_jax.provenance.metadata import COMPOSITE, SOURCE_TYPE
 from lumiere_jax.sample import sample
 
 
@@ -103,6 +104,7 @@ def test_edit(monkeypatch, run, files):
         "video": files / "video.mp4",
         "strength": 0.4,
         "frame_by_frame": True,
+        SOURCE_TYPE: COMPOSITE,
     }
 
 
@@ -127,7 +129,7 @@ def test_what_is_given_is_read_at_the_size_of_the_largest_clips(monkeypatch, run
 def test_stylize(monkeypatch, run):
     task = read(monkeypatch, run, "stylize", style="a style", alpha=["0.5", "1"], width=24)
     assert (task.alphas, task.size, task.choices()) == ((0.5, 1.0), None, {})
-    assert task.facts() == {"task": "stylize", "style": "a style"}
+    assert task.facts() == {"task": "stylize", "style": "a style"}  # generated as a whole
     assert read(monkeypatch, run, "stylize", style="a style").alphas == (0.0, 1.0)
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 from jaxtyping import Array, Float, UInt8
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 # Frames between key frames in files we write, so that seeking and short cuts stay cheap. Not from the paper.
 _GOP_SIZE = 16
@@ -224,7 +225,7 @@ def open_mp4(
         lossless: exact RGB (`libx264rgb`, qp 0). For data; browsers do not play it.
         crf: x264's constant rate factor, 0 (best) to 51, for lossy video: YUV 4:2:0, BT.709. Odd heights and
             widths, which 4:2:0 cannot hold, are padded to even by repeating the last row or column.
-        metadata: mp4 tags such as title, comment, artist: provenance.
+        metadata: tags that mp4 knows, such as `title` and `comment`; and `xmp`, a packet of XMP: it has its own box.
 
     Raises:
         ValueError: no frames, or fps or crf out of range.
@@ -243,9 +244,11 @@ def open_mp4(
         else ("libx264", {"crf": str(crf), "mbtree": "0"})
     )
     reformatter, count = VideoReformatter(), 0
+    tags = dict(metadata or {})
+    xmp = tags.pop("xmp", None)
     try:
         with av.open(str(partial), "w", format="mp4", options={"movflags": "+faststart"}) as container:
-            container.metadata.update(metadata or {})
+            container.metadata.update(tags)
             stream = container.add_stream(encoder, rate=rate, options=options)
 
             def add(image: np.ndarray) -> None:
@@ -271,9 +274,18 @@ def open_mp4(
             if not count:
                 raise ValueError("video has no frames")
             container.mux(stream.encode())
+        if xmp:
+            with partial.open("ab") as file:
+                file.write(_xmp_box(xmp))
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _xmp_box(packet: str) -> bytes:
+    """The box of MPEG-4 files for XMP (Adobe's XMP specification, part 3), which FFmpeg reads but does not write."""
+    content = bytes.fromhex("be7acfcb97a942e89c71999491e3afac") + packet.encode()
+    return (8 + len(content)).to_bytes(4, "big") + b"uuid" + content
 
 
 def _configure(stream: av.VideoStream, shape: tuple[int, ...], lossless: bool) -> None:
@@ -313,24 +325,46 @@ def write_mp4(path: str | os.PathLike, video: Frames, fps: float | int, **option
             add(image)
 
 
-def write_gif(path: str | os.PathLike, video: Frames, fps: float | int) -> None:
-    """Writes a clip as an endless GIF.
+def write_gif(
+    path: str | os.PathLike, video: Frames, fps: float | int, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Writes a clip as an endless GIF; of metadata it has the `comment`.
 
     GIF counts time in 1/100 s: each frame ends on the nearest hundredth, so that the length stays right.
     """
     _check_fps(fps)
     ends = np.rint(np.arange(len(video) + 1) * 100 / fps).astype(int) * 10
     first, *rest = [Image.fromarray(image) for image in to_uint8(video)]
-    first.save(path, format="GIF", save_all=True, append_images=rest, duration=np.diff(ends).tolist(), loop=0)
+    times = {"duration": np.diff(ends).tolist(), "loop": 0}
+    comment = (metadata or {}).get("comment", "").encode()
+    first.save(path, format="GIF", save_all=True, append_images=rest, comment=comment, **times)
 
 
-def write_contact_sheet(path: str | os.PathLike, video: Frames | Sequence[Frames], columns: int = 8) -> None:
+def write_png(
+    file: str | os.PathLike | io.BytesIO,
+    image: UInt8[np.ndarray, "height width 3"],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Writes a PNG, to a path or into memory, with metadata as texts: `xmp`, others by name (Title, ...)."""
+    texts = PngInfo()
+    for name, text in (metadata or {}).items():
+        texts.add_itxt("XML:com.adobe.xmp" if name == "xmp" else name.capitalize(), text)
+    Image.fromarray(image).save(file, format="PNG", pnginfo=texts)
+
+
+def write_contact_sheet(
+    path: str | os.PathLike,
+    video: Frames | Sequence[Frames],
+    columns: int = 8,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
     """Writes a PNG of evenly spaced frames, first and last included; several clips of one size give rows.
 
     Args:
         path: where to write.
         video: one clip `[frames, height, width, 3]`, a batch of clips, or a list of them.
         columns: frames per clip; clips with fewer frames show all of theirs.
+        metadata: see `write_png`.
 
     Raises:
         ValueError: no clips, columns < 1, or clips of different sizes.
@@ -349,4 +383,4 @@ def write_contact_sheet(path: str | os.PathLike, video: Frames | Sequence[Frames
         for column, image in enumerate(to_uint8(clip[shown])):
             top, left = row * (height + gap), column * (width + gap)
             sheet[top : top + height, left : left + width] = image
-    Image.fromarray(sheet).save(path, format="PNG")
+    write_png(path, sheet, metadata)

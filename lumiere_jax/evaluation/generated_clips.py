@@ -2,7 +2,7 @@
 
     DIRECTORY/generation.json    what makes them; another model, seed or prompt in the same place is refused
     DIRECTORY/prompts.txt        a line each
-    DIRECTORY/base/00000.mp4     lossless RGB, which players may not show
+    DIRECTORY/base/00000.mp4     lossless RGB, which players may not show; without watermark: it would be measured
     DIRECTORY/large/00000.mp4    the same clips after super-resolution
 
 A clip's noise depends on the seed and its number alone, so that one which was sampled after a restart, in another batch
@@ -23,6 +23,7 @@ from lumiere_jax.distributed import processes
 from lumiere_jax.pipelines.results import description, library_versions
 from lumiere_jax.pipelines.super_resolution import SuperResolution, prepare_chain
 from lumiere_jax.pipelines.text_to_video import sample_in_batches
+from lumiere_jax.provenance.metadata import file_metadata, provenance
 
 
 def generate_clips(
@@ -69,7 +70,7 @@ def generate_clips(
             for sampled in batches:
                 clips = dict(zip(kinds, _at_all_sizes(sampled.videos, chain, prompts, there, seed), strict=True))
                 if processes.is_first():
-                    _write(clips, files, there, run.config.clip.fps)
+                    _write(clips, files, there, run.config.clip.fps, prompts, facts)
                 there += len(sampled.videos)
                 bar.update(len(sampled.videos))
     processes.wait_for_all("clips to be measured")
@@ -124,7 +125,16 @@ def _at_all_sizes(
     return [base, videos] if chain else [base]
 
 
-def _write(clips: Mapping[str, Any], files: Mapping[str, Sequence[pathlib.Path]], first: int, fps: float) -> None:
+def _write(
+    clips: Mapping[str, Any],
+    files: Mapping[str, Sequence[pathlib.Path]],
+    first: int,
+    fps: float,
+    prompts: Sequence[str],
+    facts: Mapping[str, Any],
+) -> None:
     for kind, videos in clips.items():
         for number, video in enumerate(videos, start=first):
-            write_mp4(files[kind][number], to_uint8(video), fps, lossless=True)
+            prompt = prompts[number]
+            metadata = file_metadata(prompt, provenance({"prompt": prompt, "number": number, **facts}))
+            write_mp4(files[kind][number], to_uint8(video), fps, lossless=True, metadata=metadata)

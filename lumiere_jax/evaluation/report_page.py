@@ -13,20 +13,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
 
-from lumiere_jax.data.video_io import encode_mp4
+from lumiere_jax.data.video_io import encode_mp4, write_png
 from lumiere_jax.evaluation.result_table import cell
 from lumiere_jax.evaluation.xt_slice import xt_slice
 from lumiere_jax.html_page import details, facts, flat, page
 
 
 class Sample(NamedTuple):
-    """A clip to be shown."""
+    """A clip to be shown, and metadata (see `provenance/metadata.py`) for its files inside of the page."""
 
     caption: str
     video: UInt8[np.ndarray, "frames height width 3"]
     fps: float
+    metadata: Mapping[str, str]
 
 
 def write_report(file: str | os.PathLike[str], result: Mapping[str, Any], samples: Sequence[Sample]) -> None:
@@ -95,10 +95,10 @@ def _samples(samples: Sequence[Sample]) -> str:
 
 
 def _figure(sample: Sample) -> str:
-    mp4 = base64.b64encode(encode_mp4(sample.video, sample.fps)).decode()
+    mp4 = base64.b64encode(encode_mp4(sample.video, sample.fps, metadata=sample.metadata)).decode()
     png = io.BytesIO()
     frames, height = sample.video.shape[:2]
-    Image.fromarray(xt_slice(sample.video, scale=max(1, height // frames))).save(png, format="PNG")
+    write_png(png, xt_slice(sample.video, scale=max(1, height // frames)), sample.metadata)
     caption = html.escape(sample.caption)
     return f"""<figure>
 <video src="data:video/mp4;base64,{mp4}" autoplay loop muted playsinline controls aria-label="{caption}"></video>

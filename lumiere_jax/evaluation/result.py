@@ -20,6 +20,7 @@ from lumiere_jax.evaluation.network_measures import NetworkMeasures
 from lumiere_jax.evaluation.protocol import Protocol, sha256_of_lines
 from lumiere_jax.evaluation.report_page import Sample, write_report
 from lumiere_jax.pipelines.results import library_versions
+from lumiere_jax.provenance.metadata import file_metadata, provenance
 
 _SHOWN, _SHOWN_SIZE = 16, 256  # clips in generated.png and report.html, and pixels of a side
 
@@ -60,11 +61,14 @@ def measured(
     (output / "evaluation.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     (output / "prompts.txt").write_text("".join(f"{prompt}\n" for prompt in material.prompts), encoding="utf-8")
     shown = [_reduced(to_uint8(read())) for read in rows[-1].repeats[0][:_SHOWN]]
-    write_contact_sheet(output / "generated.png", shown)
+    # Whoever made the clips of a folder, it was not this.
+    made_with = _plain(facts) if facts else {"generator": "unknown"}
+    metadata = file_metadata("generated clips", provenance(made_with))
+    write_contact_sheet(output / "generated.png", shown, metadata=metadata)
     if not report:
         return result
     captions = [*material.prompts, *[""] * len(shown)]
-    samples = [Sample(caption, clip, rows[-1].fps) for caption, clip in zip(captions, shown, strict=False)]
+    samples = [Sample(caption, clip, rows[-1].fps, metadata) for caption, clip in zip(captions, shown, strict=False)]
     write_report(output / "report.html", result, samples)
     return result
 

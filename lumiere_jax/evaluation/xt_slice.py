@@ -5,12 +5,12 @@ broken where frames disagree (the seams of cascaded temporal super-resolution, f
 """
 
 import os
+from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Array, Float, UInt8
-from PIL import Image
 
-from lumiere_jax.data.video_io import to_uint8
+from lumiere_jax.data.video_io import to_uint8, write_png
 
 
 def xt_slice(
@@ -61,6 +61,7 @@ def write_xt_slice(
     *,
     column: int | None = None,
     scale: int = 1,
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes `xt_slice(...)` as PNG."""
-    Image.fromarray(xt_slice(video, row, column=column, scale=scale)).save(path, format="PNG")
+    """Writes `xt_slice(...)` as PNG, with metadata as of `write_png`."""
+    write_png(path, xt_slice(video, row, column=column, scale=scale), metadata)

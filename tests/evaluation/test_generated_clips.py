@@ -2,10 +2,12 @@ import json
 
 import numpy as np
 import pytest
+from marked_clips import said_in
 from random_runs import random_run
 
 from lumiere_jax.evaluation.clip_files import read_clip
 from lumiere_jax.evaluation.generated_clips import generate_clips
+from lumiere_jax.provenance.metadata import GENERATED
 
 PROMPTS = ["a red circle", "a blue star", "a green square", "a cyan box", "a small ring"]
 
@@ -49,6 +51,14 @@ def test_goes_on_where_it_stopped(run, super_resolution, at_once, tmp_path):
     assert len(fewer["base"]) == 2
     assert (tmp_path / "prompts.txt").read_text().splitlines() == PROMPTS
     assert not np.allclose(read_clip(files["base"][0]), read_clip(files["base"][1]), atol=0.1)
+
+
+def test_they_say_that_they_are_generated(at_once):
+    """And have no watermark: what is measured is what the model made."""
+    for kind in ("base", "large"):
+        title, facts, source = said_in(at_once[kind][1])
+        assert (title, facts["prompt"], facts["seed"], source) == ("a blue star", "a blue star", 3, GENERATED)
+        assert "watermark" not in facts
 
 
 def test_clips_of_something_else_are_refused(run, super_resolution, at_once):
