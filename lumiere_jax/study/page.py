@@ -63,17 +63,18 @@ _CLIPS = """<p id="progress" tabindex="-1"></p>
 <p><button id="pause" type="button"></button> <span id="hint" class="quiet" role="status"></span></p>"""
 
 _STYLE = """
-.pair { display: grid; grid-template-columns: 1fr 1fr; gap: clamp(.4rem, 2vw, 1.5rem); margin: .75rem 0;
-  max-width: min(100%, 110vh); }
+.pair { display: grid; grid-template-columns: 1fr 1fr; gap: clamp(.4rem, 2vw, 1.5rem); margin: .5rem 0; }
 .pair figure { padding: .4rem; text-align: center; }
-video { aspect-ratio: auto; image-rendering: auto; }
+video { aspect-ratio: auto; max-height: max(12rem, 100vh - 28rem); image-rendering: auto; background: none; }
+#answers { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: .75rem; }
+#answers p { grid-column: 1 / -1; }
 #prompt { font-size: 1.25rem; font-weight: 600; }
 progress { width: 100%; height: .5rem; accent-color: var(--accent); }
-fieldset { margin: .75rem 0; padding: .6rem .9rem .8rem; background: var(--card); border: 1px solid var(--edge);
+fieldset { margin: 0; min-width: 0; padding: .6rem .9rem .8rem; background: var(--card); border: 1px solid var(--edge);
   border-radius: .6rem; }
 fieldset:disabled { opacity: .55; }
-legend { font-weight: 600; }
-.choices { display: grid; grid-template-columns: 1fr 1fr; gap: .75rem; max-width: 40rem; }
+legend { float: left; width: 100%; margin-bottom: .5rem; font-weight: 600; }
+.choices { display: grid; grid-template-columns: 1fr 1fr; gap: .75rem; clear: both; }
 .choices label { display: flex; gap: .5rem; align-items: center; min-height: 2.75rem; padding: 0 .75rem;
   cursor: pointer; border: 1px solid var(--edge); border-radius: .4rem; }
 .choices label:has(:checked) { border-color: var(--accent); box-shadow: inset 0 0 0 1px var(--accent); }
