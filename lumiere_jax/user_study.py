@@ -62,12 +62,12 @@ def open_study(
     facts = _facts(pairs, design, brought_to)
     fingerprint = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
     clips = output / f"clips_{fingerprint[:12]}"
-    prepare_clips(pairs, design.checked_pairs(), clips, seed=design.seed, **brought_to)
-    with (
-        contextlib.closing(Votes(output / _DATABASE, design, facts, methods)) as votes,
-        StudyServer((host, port), votes, clips) as server,
-    ):
-        yield server
+    output.mkdir(parents=True, exist_ok=True)
+    with contextlib.closing(Votes(output / _DATABASE, design, facts)) as votes:
+        prepare_clips(pairs, design.checked_pairs(), clips, seed=design.seed, **brought_to)
+        votes.begin(methods)  # only now: clips that cannot be compared make no study
+        with StudyServer((host, port), votes, clips) as server:
+            yield server
 
 
 def _facts(pairs: list[Pair], design: Design, brought_to: dict[str, Any]) -> dict[str, Any]:
@@ -108,6 +108,8 @@ def define_flags() -> None:
 
 
 def _serve() -> None:
+    if FLAGS["max_failed"].present:
+        raise ValueError(f"--max_failed={FLAGS.max_failed} says nothing without --results")
     missing = [name for name in ("a", "b", "prompts") if FLAGS[name].value is None]
     if missing:
         raise ValueError(f"give --{', --'.join(missing)}, or --results: see --help")

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import functools
 import http.client
 import itertools
 import json
@@ -13,9 +14,12 @@ import sys
 import threading
 
 import pytest
+from absl import flags
 from browser import driven_browser
-from study_raters import METHODS, Rater, running, write_pairs
+from study_raters import FPS, METHODS, Rater, clip, running, write_pairs
 
+from lumiere_jax import user_study
+from lumiere_jax.data.video_io import write_mp4
 from lumiere_jax.evaluation.intervals import wilson
 from lumiere_jax.study.schedule import Design
 from lumiere_jax.study.votes import read_judgments
@@ -30,8 +34,21 @@ def command(root, *options):
     return [*COMMAND, *clips, f"--prompts={root / 'prompts.txt'}", f"--output={root / 'output'}", "--port=0", *options]
 
 
-def run(arguments):
-    return subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+@pytest.fixture
+def run(monkeypatch):
+    """Gives a function that runs the command in this process."""
+
+    def run(*arguments):
+        values = flags.FlagValues()
+        for kind in ("string", "bool", "integer", "float"):
+            define = functools.partial(getattr(flags, f"DEFINE_{kind}"), flag_values=values)
+            monkeypatch.setattr(flags, f"DEFINE_{kind}", define)
+        monkeypatch.setattr(user_study, "FLAGS", values)
+        user_study.define_flags()
+        values([*COMMAND[-1:], *arguments])
+        user_study.main([])
+
+    return run
 
 
 @contextlib.contextmanager
@@ -92,7 +109,7 @@ def test_killed_while_raters_vote(tmp_path):
 # ------------------------------------------------------------------------------------ results and flags
 
 
-def test_results(tmp_path):
+def test_results(run, capsys, tmp_path):
     """While the server runs: three raters who look, and prefer A, and one who always takes the left side."""
     pairs = write_pairs(tmp_path, 6)
     design = Design(tuple(pair.prompt for pair in pairs), seed=0, judgments=6, check_every=1)
@@ -109,9 +126,8 @@ def test_results(tmp_path):
                 liked = whole if broken & set(shown.values()) else first
                 best = "left" if number == 3 or shown["left"] in liked else "right"
                 trial = rater.vote(trial["number"], best, "left")
-        process = run([*COMMAND, "--results", f"--output={output}"])
-    assert process.returncode == 0, process.stderr
-    assert "4 raters, of whom 1 failed" in process.stdout
+        run("--results", f"--output={output}")
+    assert "4 raters, of whom 1 failed" in capsys.readouterr().out
     found = json.loads((output / "results.json").read_text())
     quality = found["attentive raters"]["quality"]
     assert (quality["prefers_a"], quality["judgments"]) == (1, 18)
@@ -127,24 +143,32 @@ def test_results(tmp_path):
         (["--results", "--output=nowhere"], "error: nowhere/votes.sqlite: there are no votes yet"),
         (["--a=x"], "error: give --b, --prompts, or --results: see --help"),
         (["--a=nowhere", "--b=x", "--prompts=README.md"], "error: nowhere holds no video"),
+        (["--max_failed=0.5"], "error: --max_failed=0.5 says nothing without --results"),
     ],
 )
-def test_what_lacks_is_told_in_a_line(options, message):
-    process = run([*COMMAND, *options])
-    assert process.returncode == 1
-    assert process.stderr.startswith(message)
-    assert process.stderr.count("\n") == 1
+def test_what_lacks_is_told_in_a_line(run, options, message):
+    with pytest.raises(SystemExit, match=message):
+        run(*options)
 
 
-def test_what_was_begun_is_not_mixed_with_something_else(tmp_path):
-    write_pairs(tmp_path, 3)
-    with started(command(tmp_path)):
-        pass
-    for option, told in (("--seed=1", "other seed:"), ("--judgments=4", "judgments=4: give 1 to 3")):
-        process = run(command(tmp_path, option))
-        assert process.returncode == 1
-        assert told in process.stderr
-        assert process.stderr.count("\n") == 1
+def test_what_was_begun_is_not_mixed_with_something_else(run, tmp_path):
+    pairs = write_pairs(tmp_path, 3)
+    design = Design(tuple(pair.prompt for pair in pairs), seed=0, judgments=3, check_every=10)
+    with open_study(pairs, design, tmp_path / "output", {"a": "ours", "b": "theirs"}):
+        files = set((tmp_path / "output").rglob("*"))
+    for option, told in (("--seed=1", "other seed:"), ("--size=8", "other size:"), ("--judgments=4", "give 1 to 3")):
+        with pytest.raises(SystemExit, match=told):
+            run(*command(tmp_path, option)[len(COMMAND) :])
+    assert {file for file in files if file.suffix == ".mp4"} == set((tmp_path / "output").rglob("*.mp4"))
+
+
+def test_clips_that_cannot_be_compared_make_no_study(run, tmp_path):
+    pairs = write_pairs(tmp_path, 2)
+    write_mp4(pairs[1].b, clip(0, size=20), FPS, lossless=True)
+    with pytest.raises(SystemExit, match="people would tell the methods"):
+        run(*command(tmp_path)[len(COMMAND) :])
+    with started(command(tmp_path, "--size=12")) as (_, address):
+        assert Rater(address).start()["total"] == 3
 
 
 def test_ctrl_c_ends_it_quietly(tmp_path):

@@ -57,51 +57,61 @@ class Judgment(NamedTuple):
 
 
 class Votes:
-    """The database while it takes votes; threads may share it, and so may processes."""
+    """The database while it takes votes; threads may share it, and so may processes.
 
-    def __init__(
-        self, file: str | os.PathLike[str], design: Design, facts: Mapping[str, Any], methods: Mapping[str, str]
-    ):
-        """Opens a study, or begins it.
+    Attributes:
+      design: of the study.
+      secret: of the study, from `begin` on: by which clips get names that nobody can guess.
+    """
+
+    secret: bytes
+
+    def __init__(self, file: str | os.PathLike[str], design: Design, facts: Mapping[str, Any]):
+        """Opens a database, which may be new.
 
         Args:
           file: of the database.
           design: of the study.
           facts: what decides what raters see: the same, or the study is another one. JSON.
-          methods: names of `a` and `b`, for the results.
 
         Raises:
           ValueError: the file holds another study.
           sqlite3.Error: it cannot be opened.
         """
-        self.design, self._lock = design, threading.Lock()
+        self.design, self._facts, self._lock = design, json.loads(json.dumps(facts)), threading.Lock()
         self._connection = sqlite3.connect(file, timeout=30, isolation_level=None, check_same_thread=False)
         try:
             for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
                 self._connection.execute(f"PRAGMA {pragma}").fetchall()
-            self.secret = self._begin(json.loads(json.dumps(facts)), methods, file)
+            with self._transaction() as database:
+                for table in _TABLES:
+                    database.execute(table)
+                self._check_study(database, file)
         except BaseException:
             self._connection.close()
             raise
 
-    def _begin(self, facts: dict[str, Any], methods: Mapping[str, str], file: str | os.PathLike[str]) -> bytes:
-        with self._transaction() as database:
-            for table in _TABLES:
-                database.execute(table)
-            found = database.execute("SELECT facts, secret FROM study").fetchone()
-            if found is None:
-                secret = secrets.token_hex(32)
-                row = (json.dumps(facts), json.dumps(dict(methods)), secret)
-                database.execute("INSERT INTO study VALUES (?, ?, ?)", row)
-                return bytes.fromhex(secret)
-        before = json.loads(found[0])
-        differing = [name for name in sorted({*facts, *before}) if facts.get(name) != before.get(name)]
+    def _check_study(self, database: sqlite3.Connection, file: str | os.PathLike[str]) -> None:
+        found = database.execute("SELECT facts FROM study").fetchone()
+        before = json.loads(found[0]) if found else self._facts
+        differing = [name for name in sorted({*self._facts, *before}) if self._facts.get(name) != before.get(name)]
         if differing:
             raise ValueError(
                 f"{file} holds the votes of a study with other {', '.join(differing)}: give another --output, or the "
                 "clips and flags that it was begun with"
             )
-        return bytes.fromhex(found[1])
+
+    def begin(self, methods: Mapping[str, str]) -> None:
+        """From here on the database is this study's; does nothing where it is already.
+
+        Args:
+          methods: names of `a` and `b`, for the results.
+        """
+        with self._transaction() as database:
+            row = (json.dumps(self._facts), json.dumps(dict(methods)), secrets.token_hex(32))
+            database.execute("INSERT INTO study SELECT ?, ?, ? WHERE NOT EXISTS (SELECT 1 FROM study)", row)
+            (secret,) = database.execute("SELECT secret FROM study").fetchone()
+        self.secret = bytes.fromhex(secret)
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -184,13 +194,15 @@ def read_judgments(file: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[s
       the study's facts; the names of its methods; all judgments in the order of raters and trials.
 
     Raises:
-      FileNotFoundError: there is no such file.
+      FileNotFoundError: there is no such file, or no study in it.
       sqlite3.Error: it is no database of votes.
     """
     if not os.path.isfile(file):
         raise FileNotFoundError(f"{file}: there are no votes yet")
     with contextlib.closing(sqlite3.connect(f"{pathlib.Path(file).absolute().as_uri()}?mode=ro", uri=True)) as database:
-        facts, methods = map(json.loads, database.execute("SELECT facts, methods FROM study").fetchone())
+        study = database.execute("SELECT facts, methods FROM study").fetchone()
+        if study is None:
+            raise FileNotFoundError(f"{file}: its study has not begun yet")
         rows = database.execute(
             "SELECT rater, number, pair, is_check, first_left, quality, text FROM votes JOIN trials USING (rater, "
             "number) ORDER BY rater, number"
@@ -199,4 +211,4 @@ def read_judgments(file: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[s
             Judgment(rater, Trial(number, pair, bool(is_check), bool(first_left)), quality, text)
             for rater, number, pair, is_check, first_left, quality, text in rows
         ]
-    return facts, methods, judgments
+    return json.loads(study[0]), json.loads(study[1]), judgments

@@ -15,8 +15,11 @@ FACTS = {"prompts": list(DESIGN.prompts), "clips of a": ["1", "2"]}
 METHODS = {"a": "x", "b": "y"}
 
 
-def opened(directory, design=DESIGN, facts=None):
-    return contextlib.closing(Votes(directory / "votes.sqlite", design, facts or FACTS, METHODS))
+@contextlib.contextmanager
+def opened(directory, facts=FACTS):
+    with contextlib.closing(Votes(directory / "votes.sqlite", DESIGN, facts)) as votes:
+        votes.begin(METHODS)
+        yield votes
 
 
 def judgments(directory):
@@ -89,16 +92,26 @@ def test_raters_go_on_after_a_restart(tmp_path):
 def test_another_study_is_refused(tmp_path):
     with opened(tmp_path):
         pass
-    with pytest.raises(ValueError, match=r"votes.sqlite holds the votes of a study with other clips of a, size: give"):
-        opened(tmp_path, facts=FACTS | {"clips of a": ["1", "3"], "size": 4})
+    other = FACTS | {"clips of a": ["1", "3"], "size": 4}
+    message = r"votes.sqlite holds the votes of a study with other clips of a, size: give"
+    with pytest.raises(ValueError, match=message), opened(tmp_path, other):
+        pass
     with opened(tmp_path):
         pass
 
 
+def test_a_study_that_has_not_begun_keeps_no_place(tmp_path):
+    Votes(tmp_path / "votes.sqlite", DESIGN, FACTS | {"size": 4}).close()
+    with pytest.raises(FileNotFoundError, match="has not begun yet"):
+        judgments(tmp_path)
+    with opened(tmp_path):
+        assert judgments(tmp_path) == []
+
+
 def test_what_is_no_database_is_refused(tmp_path):
     (tmp_path / "votes.sqlite").write_text("no database " * 100)
-    with pytest.raises(sqlite3.DatabaseError):
-        opened(tmp_path)
+    with pytest.raises(sqlite3.DatabaseError), opened(tmp_path):
+        pass
     with pytest.raises(sqlite3.DatabaseError):
         judgments(tmp_path)
     with pytest.raises(FileNotFoundError, match="no votes yet"):
