@@ -1,11 +1,14 @@
-"""A real Chromium without a window, in which tests open pages of files."""
+"""A real Chromium without a window, in which tests open pages of files and of servers."""
 
+import contextlib
 import html
 import json
 import pathlib
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -52,3 +55,15 @@ def open_page(page: pathlib.Path, width: int = 1280) -> dict:
     assert found, process.stderr[-3000:]
     console = [line for line in process.stderr.splitlines() if "CONSOLE" in line]
     return json.loads(html.unescape(found[1])) | {"console": console}
+
+
+@contextlib.contextmanager
+def driven_browser() -> Iterator[Any]:
+    """A browser that tests click and type in: Playwright's. Skips the test that has none."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright")
+    if _BROWSER is None:
+        pytest.skip("needs Chromium")
+    with playwright.sync_playwright() as started:
+        options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        with contextlib.closing(started.chromium.launch(executable_path=_BROWSER, args=options)) as opened:
+            yield opened

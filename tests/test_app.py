@@ -5,7 +5,6 @@ import dataclasses
 import gc
 import io
 import json
-import shutil
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -13,6 +12,7 @@ import warnings
 
 import numpy as np
 import pytest
+from browser import driven_browser
 from flax import nnx
 from marked_clips import said_in
 from PIL import Image
@@ -29,7 +29,6 @@ from lumiere_jax.provenance.metadata import COMPOSITE
 # Gradio's own warnings would be errors here.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 CHOICES = Choices("a red circle", steps=2, guidance=2.0)
 
 
@@ -69,13 +68,8 @@ def address(models, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright")
-    if CHROMIUM is None:
-        pytest.skip("needs Chromium")
-    with playwright.sync_playwright() as started:
-        options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        with contextlib.closing(started.chromium.launch(executable_path=CHROMIUM, args=options)) as opened:
-            yield opened
+    with driven_browser() as opened:
+        yield opened
 
 
 def fetched(address):

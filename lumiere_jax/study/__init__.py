@@ -1,0 +1,1 @@
+"""A study with people: which of two methods' clips they prefer."""
