@@ -1,7 +1,7 @@
 """The paper's central claim (section 1, Fig. 2): all frames in one pass, or keyframes and the frames between them?
 
     pip install -e .
-    python -m benchmarks.one_pass_vs_cascade [--image_model=RUN] [--i3d=FILE] [--quick] [--output=DIR]
+    python -m benchmarks.one_pass_vs_cascade [--image_model=RUN] [--seeds=3] [--i3d=FILE] [--quick]
 
 Trains, over one frozen image model and for each of three seeds, a Space-Time U-Net (configs/stunet.py) and a cascade
 (configs/keyframe_cascade.py) for the same clips: 13 frames of moving_shapes at 8 fps, of which the cascade's first
@@ -80,7 +80,7 @@ class Size:
     feature_steps: int
 
 
-WHOLE = Size("demo", 2000, 400, 3, 24, 12, 300)
+WHOLE = Size("demo", 2000, 400, 3, 24, 12, 600)
 QUICK = Size("test", 4, 4, 1, 4, 2, 2)
 
 
@@ -257,6 +257,7 @@ def define_flags() -> None:
     """The command line."""
     flags.DEFINE_string("image_model", None, "The --workdir of configs/text_to_image.py; default: it is trained first.")
     flags.DEFINE_string("i3d", None, "I3D's weights, for the Fréchet video distance: see docs/evaluation.md.")
+    flags.DEFINE_integer("seeds", None, "How often both are trained; default: three times.", 1)
     flags.DEFINE_bool("quick", False, "A few steps, to see that everything runs; the numbers mean nothing.")
     flags.DEFINE_string("output", "workdir/one_pass_vs_cascade", "Runs, clips, numbers and the picture.")
 
@@ -265,6 +266,7 @@ def main(_argv: list[str]) -> None:
     """Entry point."""
     logging.set_verbosity(logging.FATAL)
     facts, size = machine(VERSIONS), QUICK if FLAGS.quick else WHOLE
+    size = dataclasses.replace(size, seeds=FLAGS.seeds or size.seeds)
     output = pathlib.Path(FLAGS.output, *(["quick"] if FLAGS.quick else []))
     try:
         networks = NetworkMeasures(**({"i3d": FLAGS.i3d} if FLAGS.i3d else {}))
