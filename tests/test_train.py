@@ -19,7 +19,7 @@ from PIL import Image
 from small_runs import at_step, command, small_config, state_of
 
 from configs import conditional, distill, ssr, stunet, text_to_image
-from lumiere_jax import evaluate, sample, train, train_setup, train_step
+from lumiere_jax import sample, train, train_setup, train_step
 from lumiere_jax.checkpoints.checkpointing import CheckpointError, load_tree, tree_hash
 from lumiere_jax.checkpoints.run_directory import RunDirectory, build_unet, load_run
 from lumiere_jax.checkpoints.temporal_weights import export_temporal, load_temporal
@@ -470,16 +470,3 @@ def test_missing_half_written_and_foreign_checkpoints(base, tmp_path):
 def test_no_prompts():
     with pytest.raises(ValueError, match="no prompt"):
         sample.read_prompts([], None)
-
-
-def test_evaluation(base, tmp_path):
-    run = load_run(base[0])
-    results = evaluate.evaluate(
-        run, None, tmp_path, prompts=4, held_out=False, seed=0, guidance_weight=1.0, batch_size=2
-    )
-    assert results["rendered, the evaluator's own accuracy"]["colour"]["accuracy"] == 1.0
-    assert results["generated"]["colour"]["n"] == 4
-    rendered = results["rendered, the evaluator's own accuracy"]["measures"]
-    assert rendered["trajectory error"]["mean"] < 0.05 < results["generated"]["measures"]["trajectory error"]["mean"]
-    assert json.loads((tmp_path / "prompt_following.json").read_text())["results"].keys() == results.keys()
-    assert (tmp_path / "generated.png").is_file()
