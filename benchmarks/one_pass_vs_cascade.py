@@ -22,7 +22,7 @@ import json
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import matplotlib.pyplot as plt
@@ -87,43 +87,43 @@ QUICK = Size("test", 4, 4, 1, 4, 2, 2)
 # ---------------------------------------------------------------- Training, at equal FLOPs
 
 
-def configs_of(size: Size, image_model: str) -> dict[str, ml_collections.ConfigDict]:
-    """The configs of the one pass and of the cascade's two stages, with as many steps as FLOPs allow.
+class Plan(NamedTuple):
+    """The configs of the one pass and of the cascade's two stages, and what each costs."""
+
+    configs: dict[str, ml_collections.ConfigDict]
+    costs: dict[str, dict[str, float]]  # temporal parameters, steps and FLOPs of training
+
+
+def plan(size: Size, image_model: str) -> Plan:
+    """What is trained: with as many steps as FLOPs allow.
 
     Args:
       size: `WHOLE` or `QUICK`.
       image_model: the run that all three inflate.
     """
-    found = {ONE_PASS: stunet.get_config(size.variant)}
-    found |= {stage: keyframe_cascade.get_config(f"{stage}_{size.variant}") for stage in keyframe_cascade.STAGES}
-    keys = found[keyframe_cascade.STAGES[0]].clip.frames
-    found[ONE_PASS].clip.frames = (keys - 1) * KEYFRAME_STRIDE + 1
-    budget = size.steps * flops_of_a_step(found[ONE_PASS])
-    for name, config in found.items():
-        share = 1.0 if name == ONE_PASS else 1.0 / len(keyframe_cascade.STAGES)
-        steps = max(1, round(share * budget / flops_of_a_step(config)))
+    configs = {ONE_PASS: stunet.get_config(size.variant)}
+    configs |= {stage: keyframe_cascade.get_config(f"{stage}_{size.variant}") for stage in keyframe_cascade.STAGES}
+    keys = configs[keyframe_cascade.STAGES[0]].clip.frames
+    configs[ONE_PASS].clip.frames = (keys - 1) * KEYFRAME_STRIDE + 1
+    costs: dict[str, dict[str, float]] = {}
+    for name, config in configs.items():
+        parts = parameter_partition.split(abstract_model(config))
+        flops = step_flops(config, parts, config.training.batch_size)
+        if name == ONE_PASS:
+            steps = size.steps
+        else:
+            share = costs[ONE_PASS]["training teraflops"] / len(keyframe_cascade.STAGES)
+            steps = max(1, round(share * 1e12 / flops))
         config.init_from = image_model
         config.sampling.steps = size.sampling_steps
         config.training.update({"steps": steps, "checkpoint_every": steps, "validate_every": -(-steps // 4)})
         config.training.preview_every = 0
-    return found
-
-
-def flops_of_a_step(config: ml_collections.ConfigDict) -> float:
-    """Of a training step of the config's batch."""
-    return step_flops(config, parameter_partition.split(abstract_model(config)), config.training.batch_size)
-
-
-def costs(configs: dict[str, ml_collections.ConfigDict]) -> dict[str, dict[str, float]]:
-    """Temporal parameters, steps and FLOPs of training of each network."""
-    return {
-        name: {
-            "trained parameters": parameter_partition.count(parameter_partition.split(abstract_model(config))[1]),
-            "steps": config.training.steps,
-            "training teraflops": config.training.steps * flops_of_a_step(config) / 1e12,
+        costs[name] = {
+            "trained parameters": parameter_partition.count(parts[1]),
+            "steps": steps,
+            "training teraflops": steps * flops / 1e12,
         }
-        for name, config in configs.items()
-    }
+    return Plan(configs, costs)
 
 
 def train_all(configs: dict[str, ml_collections.ConfigDict], directory: pathlib.Path, seed: int) -> dict[str, Sample]:
@@ -216,7 +216,7 @@ def _is_of(scene: Any, motions: Sequence[str]) -> bool:
 
 def compare(size: Size, image_model: str, networks: NetworkMeasures, output: pathlib.Path) -> dict[str, Any]:
     """Trains, samples and measures: what `one_pass_vs_cascade.json` holds."""
-    configs = configs_of(size, image_model)
+    configs, costs = plan(size, image_model)
     clip = configs[ONE_PASS].clip
     material = materials.moving_shapes(
         clips=size.prompts, seed=0, held_out=False, frames=clip.frames, fps=clip.fps, size=clip.size
@@ -246,7 +246,7 @@ def compare(size: Size, image_model: str, networks: NetworkMeasures, output: pat
     protocol = protocol_of(material, rows[0], 0, clip.frames, clip.fps, (clip.size, clip.size), networks)
     return {
         "protocol": dataclasses.asdict(protocol),
-        "costs": costs(configs),
+        "costs": costs,
         "features tell": features.accuracy,
         "all prompts": results,
         "periodic motion": {row.name: measured(part_of(row, periodic), part, features.features) for row in rows},

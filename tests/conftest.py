@@ -1,26 +1,31 @@
 """Shared by all tests: shape-checked annotations and a persistent compilation cache."""
 
+import gc
 import os
 import pathlib
 import signal
 
-# Before JAX starts, and in the processes that tests start: libtpu, which compiles for TPUs here, must not look for one.
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Before JAX starts, and for all processes that tests start. libtpu, which compiles for TPUs, must look for none here.
+os.environ["JAX_PLATFORMS"] = "cpu"
+# Compile time dominates: programs are tiny, so let XLA try less, and generate code in its older way (0.6 of the
+# processor time for a small training step); and what one process or run compiled serves the others.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(pathlib.Path(__file__).parent.parent / ".cache" / "jax")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 
 import jax
 import jaxtyping
 import pytest
+
+# Tracing makes hundreds of thousands of small objects that live on, which Python would look through again and again.
+gc.set_threshold(200_000, 20, 100)
 
 # Where pytest itself was started in the background it ignores Ctrl-C, and so would what tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Every public function's shape annotations are checked while the tests run.
 jaxtyping.install_import_hook("lumiere_jax", "beartype.beartype")
-
-# Compile time dominates on CPU: programs are tiny, so let XLA try less; and the second run reuses the first one's.
-jax.config.update("jax_disable_most_optimizations", True)
-jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(__file__).parent.parent / ".cache" / "jax"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 FIXTURES = pathlib.Path(__file__).parent.parent.parent / "shared" / "fixtures"
 
@@ -32,6 +37,8 @@ LONG = (
     "pipelines/test_full_size.py",
     "distributed/test_partitioning.py",
     "test_train.py",
+    "test_app.py",
+    "benchmarks/test_one_pass_vs_cascade.py",
     "test_notebook.py",
     "test_compile_for_tpu.py",
     "benchmarks/test_ablations.py",

@@ -5,8 +5,6 @@ import pathlib
 import subprocess
 import sys
 
-import jax
-
 from lumiere_jax import train
 from lumiere_jax.checkpoints.checkpointing import load_tree
 from lumiere_jax.checkpoints.run_directory import RunDirectory
@@ -41,13 +39,8 @@ def at_step(monkeypatch, step, happening):
 
 
 def command(module, *arguments):
-    """Starts `python -m lumiere_jax.MODULE`, with this process's compilation cache."""
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
-        "PYTHONUNBUFFERED": "1",
-    }
+    """Starts `python -m lumiere_jax.MODULE`, with what conftest.py sets."""
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     line = [sys.executable, "-m", f"lumiere_jax.{module}", *map(str, arguments)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(line, cwd=ROOT, env=environment, **pipes)

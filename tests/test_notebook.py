@@ -34,10 +34,6 @@ def cells_tagged(notebook, tag):
 def execute(monkeypatch, directory, **parameters):
     """Runs the notebook as Jupyter does, in its own folder, with a cell of other parameters after the first ones."""
     for name, value in {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache/jax"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
         "TFDS_DATA_DIR": str(directory / "data_sets"),
         "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
         "IPYTHONDIR": str(directory / "ipython"),

@@ -82,8 +82,6 @@ class TrainingServer:
     def __init__(self, compilation_cache: str | os.PathLike[str], logs: pathlib.Path):
         self._logs, self._started = logs, 0
         environment = os.environ | {
-            "JAX_PLATFORMS": "cpu",
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
             "JAX_COMPILATION_CACHE_DIR": str(compilation_cache),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "PYTHONPATH": os.pathsep.join([str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]),
@@ -103,7 +101,7 @@ class TrainingServer:
         self._started += 1
         log = self._logs / f"start_{self._started:03d}.log"
         log.touch()
-        flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+        flags = {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"}
         request = {
             "start": [*map(str, arguments)],
             "module": f"lumiere_jax.{module}",

@@ -1,5 +1,7 @@
 """The comparison of one pass and cascade: from training to the picture, and that it is a fair one."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -12,12 +14,12 @@ from lumiere_jax.train import train
 
 
 def test_both_are_trained_with_the_same_flops():
-    configs = benchmark.configs_of(benchmark.WHOLE, "image_model")
-    found = benchmark.costs(configs)
-    one, *stages = (row["training teraflops"] for row in found.values())
+    configs, costs = benchmark.plan(dataclasses.replace(benchmark.WHOLE, variant="test"), "image_model")
+    one, *stages = (row["training teraflops"] for row in costs.values())
     assert sum(stages) == pytest.approx(one, rel=0.01)
     assert stages[0] == pytest.approx(stages[1], rel=0.01)
-    assert {config.clip.frames for config in configs.values()} == {13, 4, 9}
+    assert [config.training.steps for config in configs.values()] == [row["steps"] for row in costs.values()]
+    assert [config.clip.frames for config in configs.values()] == [5, 2, 5]
     assert {config.init_from for config in configs.values()} == {"image_model"}
 
 

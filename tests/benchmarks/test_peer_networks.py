@@ -2,12 +2,10 @@
 
 import contextlib
 import json
-import os
 import pathlib
 import subprocess
 import sys
 
-import jax
 import numpy as np
 import pytest
 
@@ -154,7 +152,6 @@ def test_the_command(tmp_path, command):
     process = subprocess.run(
         [sys.executable, "-m", f"benchmarks.{command}", *arguments],
         cwd=ROOT,
-        env=os.environ | {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir},
         check=False,
         capture_output=True,
         text=True,
