@@ -9,6 +9,8 @@ image_model/                      inflated runs that trained their backbone: its
 base/                             students and conditional models: the temporal layers that they started from
 index.html, previews/, events.*   what people look at
 metrics.jsonl, parameters.txt     ... and read: measured values, the table of parameters
+
+A published model (`published_model.py`) has the first two of these, and `weights.safetensors` in place of the others.
 """
 
 import dataclasses
@@ -23,10 +25,12 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from flax import nnx
+from flax import nnx, traverse_util
 from jaxtyping import DTypeLike
 
-from lumiere_jax.checkpoints.checkpointing import CheckpointError, CheckpointManager, load_tree, tree_hash
+from lumiere_jax.checkpoints import safetensors_files
+from lumiere_jax.checkpoints.checkpointing import CheckpointError, CheckpointManager, load_tree, nested, tree_hash
+from lumiere_jax.checkpoints.deepfloyd_if import check_parameters
 from lumiere_jax.checkpoints.imported_unet import load_imported_unet, open_imported_unet
 from lumiere_jax.distributed import partitioning, processes
 from lumiere_jax.distributed.mesh import make_mesh
@@ -37,8 +41,8 @@ from lumiere_jax.models.stunet import inflate
 from lumiere_jax.models.temporal import TemporalConfig
 from lumiere_jax.models.text_to_video import TextToVideo
 from lumiere_jax.models.unet2d import UNet2D, UNet2DConfig
-from lumiere_jax.text.load_t5 import TOKENIZER, load_t5_encoder, open_t5_encoder
-from lumiere_jax.text.storage import is_remote
+from lumiere_jax.text.load_t5 import TOKENIZER, encoder_from_parameters, load_t5_encoder, open_t5_encoder
+from lumiere_jax.text.storage import StoredArray, is_remote
 from lumiere_jax.text.t5_encoder import T5Encoder
 from lumiere_jax.text.t5x_checkpoint import write_t5x_checkpoint
 from lumiere_jax.text.tokenizer import Tokenizer
@@ -86,6 +90,11 @@ class RunDirectory:
     def checkpoints(self, keep: int = 2) -> CheckpointManager:
         """The training states."""
         return CheckpointManager(self.path / "checkpoints", keep=keep)
+
+    @property
+    def published_weights(self) -> pathlib.Path:
+        """All parameters of a published model."""
+        return self.path / "weights.safetensors"
 
     @property
     def backbone(self) -> pathlib.Path:
@@ -398,7 +407,7 @@ def load_run(
     """Loads a trained model with its averaged parameters. In a run of several processes all of them call it.
 
     Args:
-      path: a run directory, as `train --workdir` makes it.
+      path: a run directory, as `train --workdir` makes it, or a published model's.
       mesh: of all devices of all processes, on which it is sampled; None: their batch is divided over all of them.
       init_from: where the imported U-Net lies now, if it was moved since the training.
       text_checkpoint: where the imported text encoder lies now, if it was moved.
@@ -422,6 +431,8 @@ def load_run(
     decays = config.training.ema_decays
     if ema_decay is not None and ema_decay not in decays:
         raise ValueError(f"ema_decay={ema_decay}: {path} has averages of training.ema_decays={decays}, choose of these")
+    if directory.published_weights.exists():
+        return _load_published(directory, config, tokenizer, mesh)
     chosen = 0 if ema_decay is None else decays.index(ema_decay)
     with directory.checkpoints() as manager:
         step = manager.latest_step()
@@ -449,3 +460,27 @@ def load_run(
     unet = nnx.merge(graphdef, restored["averages"][chosen]["unet"], frozen)
     model = TextToVideo(text_encoder, unet, dtype=dtype, padding_sees_tokens=padding_sees_tokens)
     return Run(config, tokenizer, model, step, directory.path, mesh, References(unet_reference, text_reference))
+
+
+def _load_published(
+    directory: RunDirectory, config: ml_collections.ConfigDict, tokenizer: Tokenizer, mesh: jax.sharding.Mesh
+) -> Run:
+    """The parameters come as they are in the file, and are computed with as float32."""
+    stored = nested(safetensors_files.open_arrays(directory.published_weights))
+    text_encoder = encoder_from_parameters(jax.tree.map(_in_float32, stored.pop("text_encoder")))
+    graphdef, abstract = nnx.split(nnx.eval_shape(lambda: build_unet(config)))
+    expected = traverse_util.flatten_dict(nnx.to_pure_dict(abstract))
+    check_parameters(traverse_util.flatten_dict(stored["unet"]), expected)
+    model = TextToVideo(
+        parameter_partition.freeze(text_encoder),
+        nnx.merge(graphdef, jax.tree.map(_in_float32, stored["unet"])),
+        dtype=jnp.dtype(config.compute_dtype),
+        padding_sees_tokens=config.text.padding_sees_tokens,
+    )
+    graphdef, state = nnx.split(model)
+    model = nnx.merge(graphdef, partitioning.place(mesh, nnx.to_pure_dict(state)))
+    return Run(config, tokenizer, model, config.training.steps, directory.path, mesh)
+
+
+def _in_float32(array: StoredArray) -> np.ndarray:
+    return array.load().astype(np.float32)

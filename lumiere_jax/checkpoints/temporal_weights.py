@@ -74,7 +74,7 @@ def export_temporal(
     metadata = {
         "contents": CONTENTS,
         "license": license_text,
-        "config": _without_paths(run.config).to_json_best_effort(),
+        "config": without_paths(run.config).to_json_best_effort(),
         "step": str(run.step),
         "backbone": name,
         "backbone_sha256": unet.sha256 if unet else _sha256_of(deflate(run.model.unet)),
@@ -91,7 +91,7 @@ def _sha256_of(module: nnx.Module) -> str:
     return tree_hash(nnx.to_pure_dict(nnx.state(module)))
 
 
-def _without_paths(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+def without_paths(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """What of a config is of use elsewhere: not this machine's paths and devices, nor the image model's training."""
     fields = {k: v for k, v in config.to_dict().items() if k not in ("dataset", "image_model", "init_from", "mesh")}
     fields["text"] = {k: v for k, v in fields["text"].items() if k not in ("checkpoint", "tokenizer", "embeddings")}
