@@ -56,9 +56,10 @@ def inflated(image: ml_collections.ConfigDict, variant: str) -> ml_collections.C
         "length": image.text.length,
         "padding_sees_tokens": image.text.padding_sees_tokens,
     }
-    # The frozen image model: a run's directory, or an imported U-Net's (lumiere_jax/import_weights.py). Where empty,
+    # The frozen image model: a run's directory, or an imported U-Net's (lumiere_jax/import_weights.py). Or fine-tuning:
+    # an inflated run or published model, whose temporal layers are trained further over its image model.
     config.init_from = ""
-    config.image_model = image  # ... this one is trained first, inside this run's directory
+    config.image_model = image  # where init_from is empty, this one is trained first, inside this run's directory
     config.temporal = {
         "strides": (2, 2, 1),
         "conv_kernel": 3,

@@ -1,7 +1,8 @@
 """What a run takes from the one that it starts from: a student's teacher, a conditional model's base, or a style's.
 
 Networks, diffusion and text are the base's. A student and a conditional model start from its temporal layers, of which
-the run's directory gets a copy, and have its clips. A style starts from its spatial layers.
+the run's directory gets a copy, and have its clips. A style starts from its spatial layers. Fine-tuning, where
+`init_from` names an inflated run in place of an image model, starts from its temporal layers, with clips of its own.
 """
 
 import jax
@@ -9,6 +10,7 @@ import ml_collections
 
 from lumiere_jax.checkpoints.checkpointing import load_tree, save_tree
 from lumiere_jax.checkpoints.image_model import ImageModel
+from lumiere_jax.checkpoints.imported_unet import is_imported_unet
 from lumiere_jax.checkpoints.run_directory import Run, RunDirectory, load_run
 from lumiere_jax.distributed import partitioning, processes
 from lumiere_jax.models import parameter_partition
@@ -18,14 +20,30 @@ from lumiere_jax.train_distillation import check_teacher
 
 # The config's sections that such a run has one of, and their field that names the base's --workdir.
 _FIELDS = {"distillation": "teacher", "conditioning": "base", "style": "base"}
+_FINE_TUNED = "init_from"
 
 
 def has_base(config: ml_collections.ConfigDict) -> bool:
-    """Whether a run starts from another run.
+    """Whether a run starts from another run, and has its clips.
 
     Temporal super-resolution has `conditioning`, but no `base` there: its temporal layers are new.
     """
-    return any(field in config.get(section, {}) for section, field in _FIELDS.items())
+    return _field(config) != _FINE_TUNED
+
+
+def is_fine_tuned(config: ml_collections.ConfigDict) -> bool:
+    """Whether `init_from` names an inflated run, whose temporal layers are trained further."""
+    path = "" if has_base(config) else config.init_from
+    if not path or is_imported_unet(path):
+        return False
+    base = RunDirectory(path).read_config()
+    return base is not None and "temporal" in base
+
+
+def _field(config: ml_collections.ConfigDict) -> str:
+    """The config's field that names the base."""
+    fields = (f"{section}.{field}" for section, field in _FIELDS.items() if field in config.get(section, {}))
+    return next(fields, _FINE_TUNED)
 
 
 def base_image_model(config: ml_collections.ConfigDict, run_dir: RunDirectory, mesh: jax.sharding.Mesh) -> ImageModel:
@@ -35,8 +53,9 @@ def base_image_model(config: ml_collections.ConfigDict, run_dir: RunDirectory, m
       ValueError: no base is named, or one that the run cannot start from.
       CheckpointError: as `load_run`.
     """
-    section, field = next((section, field) for section, field in _FIELDS.items() if section in config)
-    name, path = f"{section}.{field}", config[section][field]
+    name = _field(config)
+    section, _, field = name.rpartition(".")
+    path = config[section][field] if section else config[field]
     if not path:
         raise ValueError(f"{name} is empty: give the --workdir of the training to start from, --config.{name}=DIR")
     base = load_run(path, mesh=mesh, text_checkpoint=config.text.get("checkpoint") or None, require_finished=True)
@@ -50,17 +69,20 @@ def base_image_model(config: ml_collections.ConfigDict, run_dir: RunDirectory, m
         if section == "distillation":
             check_teacher(base, config.distillation.steps)
             config.distillation.sampling = base.config.sampling
-        clip = config.clip
-        processes.say(
-            f"as {base.path} has them: clips of {clip.frames} frames of {clip.size}x{clip.size} at {clip.fps:g} fps, "
-            "temporal layers, diffusion"
-        )
+        clip, has_them = config.clip, f"as {base.path} has them:"
+        clips = f"clips of {clip.frames} frames of {clip.size}x{clip.size} at {clip.fps:g} fps"
+        processes.say(f"{has_them} {clips}, temporal layers, diffusion" if section else f"{has_them} temporal layers")
         save_tree(run_dir.base, parameter_partition.split(base.model.unet)[1], overwrite=True)
     unet = deflate(base.model.unet) if "temporal" in base.config else base.model.unet
     return ImageModel(unet, base.model.text_encoder, base.tokenizer, base.config.text.to_dict(), base.references)
 
 
 def _check_base(name: str, base: Run) -> None:
+    if name == _FINE_TUNED:
+        for section in ("conditioning", "distillation", "style"):
+            if section in base.config:
+                raise ValueError(f"init_from={base.path} has {section}: give the run that it was started from")
+        return
     if base.config.diffusion.low_res_factor:
         raise ValueError(f"{name}={base.path} is a super-resolution run: {base.config.name}")
     if name == "style.base":
@@ -78,7 +100,9 @@ def _check_base(name: str, base: Run) -> None:
 def take_over(config: ml_collections.ConfigDict, source: ml_collections.ConfigDict) -> None:
     """What of a run's config is its base's, or as it was started with."""
     config.diffusion = source.diffusion
-    if "style" in config:
+    if not has_base(config):
+        config.temporal = source.temporal
+    elif "style" in config:
         config.clip.size = source.clip.size
         config.clip.crop_from = round(config.style.zoom * source.clip.size)
     else:
@@ -96,7 +120,7 @@ def start_from_base(
       mesh: the devices.
       trained: the network's parameters: the start, where no temporal layers are a base's, and of what it does not have.
     """
-    if not has_base(config) or "style" in config:
+    if not run_dir.base.exists():
         return trained
     inflation = dict(trained["unet"])
     expansion = {"conv_in": inflation.pop("conv_in")} if "conditioning" in config else {}

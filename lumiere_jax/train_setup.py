@@ -35,7 +35,7 @@ from lumiere_jax.text.embedding_store import EmbeddingStore, made_with
 from lumiere_jax.text.load_t5 import find_tokenizer
 from lumiere_jax.text.t5_encoder import T5Config, T5Encoder
 from lumiere_jax.text.tokenizer import Tokenizer, train_tokenizer
-from lumiere_jax.train_base import base_image_model, has_base, take_over
+from lumiere_jax.train_base import base_image_model, has_base, is_fine_tuned, take_over
 from lumiere_jax.train_distillation import teacher_settings
 from lumiere_jax.train_guards import guards_of
 from lumiere_jax.train_step import Objective, TrainState, train_step
@@ -110,7 +110,9 @@ def prepare_image_model(
     saved = _read_by_all(run_dir)
     config = ml_collections.ConfigDict(config.to_dict())  # a copy that takes new fields
     if saved is None:
-        if has_base(config):
+        run_dir.remove_image_model()  # what an earlier start left that did not get as far as its config
+        processes.wait_for_all("image model")
+        if has_base(config) or is_fine_tuned(config):
             image = base_image_model(config, run_dir, mesh)
         else:
             image = _image_model(config, run_dir, mesh, train_image_model)
@@ -120,7 +122,7 @@ def prepare_image_model(
     else:
         tokenizer, sharding = run_dir.read_tokenizer(), partitioning.replicated(mesh)
         config.unet, text = saved.unet, saved.text.to_dict()
-        if has_base(config):
+        if has_base(config) or run_dir.base.exists():
             take_over(config, saved)
         if "distillation" in config:
             config.distillation.sampling = saved.distillation.sampling
@@ -148,8 +150,6 @@ def _text_placement(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) 
 
 def _keep(image: ImageModel, run_dir: RunDirectory, mesh: jax.sharding.Mesh) -> None:
     """Copies what this project trained into the directory of a new run."""
-    run_dir.remove_image_model()  # what an earlier start left that did not get as far as its config
-    processes.wait_for_all("image model")
     run_dir.write_tokenizer(image.tokenizer)
     if image.references.text_encoder is None:
         run_dir.write_text_encoder(0, nnx.to_pure_dict(nnx.state(image.text_encoder)))

@@ -6,7 +6,7 @@ text_encoder/checkpoint_<step>/   T5X format; absent where the text encoder was 
 backbone/                         inflated runs: the frozen image model; absent where it was imported
 checkpoints/<step>/               training state: parameters, their averages, optimiser
 image_model/                      inflated runs that trained their backbone: its run directory
-base/                             students and conditional models: the temporal layers that they started from
+base/                             what starts from an inflated run: the temporal layers that it started from
 index.html, previews/, events.*   what people look at
 metrics.jsonl, parameters.txt     ... and read: measured values, the table of parameters
 
@@ -103,7 +103,7 @@ class RunDirectory:
 
     @property
     def base(self) -> pathlib.Path:
-        """The temporal layers that a student or a conditional model started from."""
+        """The temporal layers that a student, a conditional model or a fine-tuned run started from."""
         return self.path / "base"
 
     @property
@@ -195,10 +195,10 @@ class RunDirectory:
             shutil.rmtree(_encoder(directory, old))
 
     def remove_image_model(self) -> None:
-        """Removes the run's copies of a frozen image model and text encoder."""
+        """Removes the run's copies of what it starts from: frozen image model, text encoder, temporal layers."""
         if not processes.is_first():
             return
-        for directory in (self.backbone, self.path / "text_encoder"):
+        for directory in (self.backbone, self.base, self.path / "text_encoder"):
             if directory.exists():
                 shutil.rmtree(directory)
 
