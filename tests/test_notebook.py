@@ -78,6 +78,7 @@ def check_clips(rows, captions, frames, size):
         assert Image.open(io.BytesIO(xt)).size[0] == size
 
 
+@pytest.mark.slow
 def test_it_trains_samples_and_shows(monkeypatch, tmp_path):
     notebook = execute(monkeypatch, tmp_path)
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]

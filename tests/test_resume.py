@@ -190,6 +190,7 @@ def server(tmp_path_factory):
         yield server
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments(server, data_dir, tmp_path, request):
     """kill -9, --kills times in a row (docs/training_soak.md); of several processes: soak/soak.py."""
     kills = request.config.getoption("kills")

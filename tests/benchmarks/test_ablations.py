@@ -14,6 +14,9 @@ from lumiere_jax.models import parameter_partition
 STEPS = 4
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     config = stunet.get_config("test")

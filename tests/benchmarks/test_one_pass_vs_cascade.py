@@ -57,6 +57,7 @@ def test_features_learn_what_is_in_clips():
     assert accuracy["colour"] > 0.4
 
 
+@pytest.mark.slow
 def test_from_training_to_the_picture(data_dir, tmp_path, monkeypatch):
     get_config = stunet.get_config
 

@@ -145,6 +145,7 @@ def test_machine():
     assert facts["processor"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["sampling", "training_step"])
 def test_the_command(tmp_path, command):
     """With peers: the image networks compute the same, or it ends with an error. Without: it names them."""

@@ -14,6 +14,8 @@ from training_processes import command_line, training_server
 from lumiere_jax.checkpoints.checkpointing import named_leaves
 from lumiere_jax.checkpoints.run_directory import RunDirectory
 
+pytestmark = pytest.mark.slow
+
 STEPS = 30
 LONG = 1000  # steps that no test waits for
 

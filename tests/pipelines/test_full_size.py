@@ -13,6 +13,7 @@ HERE = pathlib.Path(__file__).parent
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads its memory from /proc")
+@pytest.mark.slow
 def test_80_frames_of_1024x1024_in_less_than_6_gib(tmp_path):
     """The clip alone is 1 GiB; of a window all activations together are more than that."""
     search_path = os.pathsep.join([str(HERE.parents[1]), str(HERE.parent / "models")])
