@@ -7,11 +7,12 @@ PYTHON ?=
 BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 
-.PHONY: help install lint test demo demo-1024 clean
+.PHONY: help install lint test test-slow demo demo-1024 clean
 
 help:
 	@echo "make install   virtual environment in $(VENV) with the package and its test tools (uv if present, else pip)"
 	@echo "make test      everything that the continuous integration checks: lint, format, tests"
+	@echo "make test-slow the tests that take minutes each, which make test leaves out"
 	@echo "make lint      only lint and format"
 	@echo "make demo      trains the small model on a CPU and samples from it: clips in demo/samples"
 	@echo "make demo-1024 after make demo: brings one of its clips to 1024x1024 pixels, in demo/samples_1024"
@@ -46,8 +47,14 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m "not slow"
+
+# Several processes that train together, kill -9, 1024x1024 pixels, notebook, programs for TPUs, whole benchmarks.
+test-slow: $(INSTALLED)
+	$(PYTEST) -m slow
 
 TRAIN = $(BIN)/python -m lumiere_jax.train
 SAMPLE = $(BIN)/python -m lumiere_jax.sample

@@ -11,6 +11,7 @@ import re
 import nbclient
 import nbformat
 import numpy as np
+import pytest
 from PIL import Image
 
 from lumiere_jax.data import video_io
