@@ -33,16 +33,16 @@ FIXTURES = pathlib.Path(__file__).parent.parent.parent / "shared" / "fixtures"
 # Minutes each, the longest first. Begun last, they would leave the other worker idle at the end.
 LONG = (
     "distributed/test_training_processes.py",
+    "test_train.py",
     "test_resume.py",
     "pipelines/test_full_size.py",
     "distributed/test_partitioning.py",
-    "test_train.py",
     "test_app.py",
+    "checkpoints/test_imported_backbone.py",
     "benchmarks/test_one_pass_vs_cascade.py",
     "test_notebook.py",
     "test_compile_for_tpu.py",
     "benchmarks/test_ablations.py",
-    "benchmarks/test_peer_networks.py",
 )
 
 

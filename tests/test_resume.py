@@ -224,6 +224,7 @@ def test_killed_at_random_moments(server, data_dir, tmp_path, request):
     assert tree_hash(state_of(workdir)) == tree_hash(state_of(tmp_path / "whole"))
 
 
+@pytest.mark.slow
 def test_sigterm_of_the_command_is_no_error(server, data_dir, tmp_path):
     training = server.start(*command_line(tmp_path, data_dir, steps=1000, checkpoint_every=1))
     training.wait_for_step(tmp_path, 2)
@@ -258,6 +259,7 @@ def test_event_file_on_a_full_disk(small_disk):
     events.close()
 
 
+@pytest.mark.slow
 def test_full_disk(server, data_dir, small_disk):
     workdir, filler = small_disk / "run", small_disk / "filler"
     arguments = command_line(workdir, data_dir, steps=5, checkpoint_every=1)

@@ -304,13 +304,6 @@ def test_backbone_that_is_not_there(data_dir, tmp_path):
         train.train(config, tmp_path / "run")
 
 
-def test_backbone_that_is_inflated_itself(base, data_dir, tmp_path):
-    config = small_config(stunet, data_dir)
-    config.init_from = str(base[0])
-    with pytest.raises(ValueError, match="give the run of an image model"):
-        train.train(config, tmp_path)
-
-
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
