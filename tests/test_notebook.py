@@ -17,7 +17,7 @@ from PIL import Image
 from lumiere_jax.data import video_io
 
 ROOT = pathlib.Path(__file__).parent.parent
-NOTEBOOK = ROOT / "notebooks/lumiere.ipynb"
+NOTEBOOK = ROOT / "launch/lumiere.ipynb"
 PROMPTS = ["a red circle <moving>", "a green square"]
 SMALL = {"variant": "test", "image_steps": 4, "video_steps": 4, "prompts": PROMPTS}
 # Two more trainings: LUMIERE_WHOLE_NOTEBOOK=1 runs them too.
@@ -115,7 +115,7 @@ def test_it_is_committed_without_outputs():
 
 
 def test_the_readme_opens_it():
-    link = "https://colab.research.google.com/github/(.+?)/blob/main/notebooks/lumiere.ipynb"
+    link = "https://colab.research.google.com/github/(.+?)/blob/main/launch/lumiere.ipynb"
     in_readme = re.findall(link, (ROOT / "README.md").read_text())
     notebook = read()
     (tagged,) = cells_tagged(notebook, "parameters")
