@@ -115,6 +115,11 @@ def _find_text_encoder(
             raise CheckpointError(
                 f"init_from={init_from} is no run directory: it has no config.json or tokenizer.model"
             )
+        if image.published_weights.exists():
+            raise ValueError(
+                f"init_from={init_from} is a published model, whose text encoder is as small as the rest: train without "
+                "embeddings made ahead of time"
+            )
         if imported := image.read_references().text_encoder:
             return checkpoint or imported.path, tokenizer, image_config.text
         with image.checkpoints() as manager:

@@ -8,7 +8,9 @@ import pytest
 from flax import nnx
 from random_runs import random_run, write_run
 from safetensors.numpy import load_file, save_file
+from small_runs import small_config
 
+from configs import stunet
 from lumiere_jax.checkpoints import published_model
 from lumiere_jax.checkpoints.checkpointing import named_leaves
 from lumiere_jax.checkpoints.image_model import load_image_model
@@ -16,6 +18,7 @@ from lumiere_jax.checkpoints.published_model import publish
 from lumiere_jax.checkpoints.run_directory import Reference, References, RunDirectory, load_run
 from lumiere_jax.export_weights import export
 from lumiere_jax.models import parameter_partition
+from lumiere_jax.prepare_text_embeddings import prepare_text_embeddings
 
 
 @pytest.fixture(scope="module")
@@ -99,3 +102,10 @@ def test_a_damaged_one_says_what_is_missing(published, tmp_path):
 def test_it_lies_where_the_mesh_says(published):
     run = load_run(published)
     assert {leaf.sharding.mesh for leaf in jax.tree.leaves(run.parameters())} == {run.mesh}
+
+
+def test_its_text_encoder_runs_in_the_train_step(published, data_dir, tmp_path):
+    config = small_config(stunet, data_dir)
+    config.init_from = str(published)
+    with pytest.raises(ValueError, match="is a published model, whose text encoder is as small"):
+        prepare_text_embeddings(config, tmp_path / "embeddings")
