@@ -117,8 +117,8 @@ def _find_text_encoder(
             )
         if image.published_weights.exists():
             raise ValueError(
-                f"init_from={init_from} is a published model, whose text encoder is as small as the rest: train without "
-                "embeddings made ahead of time"
+                f"init_from={init_from} is a published model, whose text encoder is as small as the rest: train "
+                "without embeddings made ahead of time"
             )
         if imported := image.read_references().text_encoder:
             return checkpoint or imported.path, tokenizer, image_config.text
