@@ -52,7 +52,7 @@ PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 test: lint
 	$(PYTEST) -m "not slow"
 
-# Several processes that train together, kill -9, 1024x1024 pixels, notebook, programs for TPUs, whole benchmarks.
+# More kills and full disks, 1024x1024 pixels, whole benchmarks.
 test-slow: $(INSTALLED)
 	$(PYTEST) -m slow
 

@@ -48,7 +48,6 @@ def compiled(tmp_path, *flags):
 
 
 @needs_libtpu
-@pytest.mark.slow
 def test_a_training_step_of_full_width(tmp_path):
     status, said, report = compiled(tmp_path, *REDUCED, "--config.clip.frames=8")
     assert status == 0, said
@@ -82,7 +81,6 @@ def test_a_slice_that_is_too_small(tmp_path):
 
 
 @needs_libtpu
-@pytest.mark.slow
 def test_sampling(tmp_path):
     status, said, report = compiled(
         tmp_path, "--config=configs/stunet.py:test", "--topology=v5p:2x2x1", "--program=sample", "--effort=-1",

@@ -11,7 +11,6 @@ import re
 import nbclient
 import nbformat
 import numpy as np
-import pytest
 from PIL import Image
 
 from lumiere_jax.data import video_io
@@ -79,7 +78,6 @@ def check_clips(rows, captions, frames, size):
         assert Image.open(io.BytesIO(xt)).size[0] == size
 
 
-@pytest.mark.slow
 def test_it_trains_samples_and_shows(monkeypatch, tmp_path):
     notebook = execute(monkeypatch, tmp_path)
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]

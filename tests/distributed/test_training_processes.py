@@ -14,8 +14,6 @@ from training_processes import command_line, training_server
 from lumiere_jax.checkpoints.checkpointing import named_leaves
 from lumiere_jax.checkpoints.run_directory import RunDirectory
 
-pytestmark = pytest.mark.slow
-
 STEPS = 30
 LONG = 1000  # steps that no test waits for
 
@@ -62,7 +60,7 @@ def assert_same_up_to_rounding(workdir, other):
             assert difference <= 2e-3 * np.linalg.norm(leaf), name
 
 
-@pytest.mark.parametrize("told", [0, 1])
+@pytest.mark.parametrize("told", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_sigterm_to_one_process_ends_all_and_all_continue(server, undisturbed, data_dir, tmp_path, told):
     """Told is the coordinator, or the other one; continued by two processes, or by one with two devices."""
     # Saving after every step makes steps long: JAX looks for the signal once a second.
@@ -138,7 +136,7 @@ def test_processes_that_would_sample_different_prompts(server, undisturbed, tmp_
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("killed", [0, 1])
+@pytest.mark.parametrize("killed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_when_one_process_is_killed_the_other_ends_soon(server, data_dir, tmp_path, killed):
     trainings = server.start_several(2, *arguments(tmp_path, data_dir, steps=LONG, checkpoint_every=2))
     trainings[0].wait_for_step(tmp_path, 2)
