@@ -11,6 +11,7 @@ from lumiere_jax.diffusion.condition_masks import _KINDS, draw_masks
 from lumiere_jax.diffusion.noise_schedule import from_config
 
 SHAPE = (6, 24, 32)
+KINDS_OF_FRAMES = ("first_frame", "first_and_last", "any_frames", "every_fourth_frame")
 
 
 def drawn(kind, clips=64):
@@ -20,9 +21,10 @@ def drawn(kind, clips=64):
 def test_whole_frames():
     assert not drawn("nothing").any()
     assert drawn("everything").all()
-    frames = {kind: drawn(kind)[:, :, 0, 0] for kind in ("first_frame", "first_and_last", "any_frames")}
+    frames = {kind: drawn(kind)[:, :, 0, 0] for kind in KINDS_OF_FRAMES}
     assert frames["first_frame"].tolist() == [[1, 0, 0, 0, 0, 0]] * 64
     assert frames["first_and_last"].tolist() == [[1, 0, 0, 0, 0, 1]] * 64
+    assert frames["every_fourth_frame"].tolist() == [[1, 0, 0, 0, 1, 0]] * 64
     assert set(frames["any_frames"].sum(1)) == set(range(7))
     for kind, of_frame in frames.items():
         np.testing.assert_array_equal(drawn(kind), np.broadcast_to(of_frame[..., None, None], (64, *SHAPE)))

@@ -123,6 +123,9 @@ def test_period():
     found = period(video, 16)
     assert found.seconds == pytest.approx(0.75)
     assert found.strength == pytest.approx(1.0)
+    # Seven frames and a half: after 15 the clip is exactly itself, but after 7 or 8 nearly so, and sooner.
+    between = np.sin(2 * np.pi * times[:, None, None, None] * 16 / 7.5 + phases)
+    assert period(between, 16).seconds == pytest.approx(7.5 / 16, abs=0.51 / 16)
     noise = np.random.default_rng(0).standard_normal((48, 16, 16, 3))
     assert period(noise, 16).strength < 0.1
     assert period(video + noise, 16).seconds == pytest.approx(0.75)
