@@ -59,7 +59,7 @@ def base_image_model(config: ml_collections.ConfigDict, run_dir: RunDirectory, m
     if not path:
         raise ValueError(f"{name} is empty: give the --workdir of the training to start from, --config.{name}=DIR")
     base = load_run(path, mesh=mesh, text_checkpoint=config.text.get("checkpoint") or None, require_finished=True)
-    _check_base(name, base)
+    _check_base(name, base, config)
     take_over(config, base.config)
     if section == "style":
         config.style.base_unet = spatial_layers_hash(base)
@@ -77,11 +77,19 @@ def base_image_model(config: ml_collections.ConfigDict, run_dir: RunDirectory, m
     return ImageModel(unet, base.model.text_encoder, base.tokenizer, base.config.text.to_dict(), base.references)
 
 
-def _check_base(name: str, base: Run) -> None:
+def _check_base(name: str, base: Run, config: ml_collections.ConfigDict) -> None:
     if name == _FINE_TUNED:
-        for section in ("conditioning", "distillation", "style"):
+        for section in _FIELDS:
             if section in base.config:
-                raise ValueError(f"init_from={base.path} has {section}: give the run that it was started from")
+                raise ValueError(
+                    f"init_from={base.path} has {section}: give a run without, such as the one that it was started from"
+                )
+        factors = base.config.diffusion.low_res_factor, config.diffusion.low_res_factor
+        if factors[0] != factors[1]:
+            raise ValueError(
+                f"init_from={base.path} has diffusion.low_res_factor={factors[0]}, the config {factors[1]}: fine-tune "
+                "with the config that it was trained with"
+            )
         return
     if base.config.diffusion.low_res_factor:
         raise ValueError(f"{name}={base.path} is a super-resolution run: {base.config.name}")

@@ -6,7 +6,7 @@ import pathlib
 import signal
 
 # Before JAX starts, and for all processes that tests start. libtpu, which compiles for TPUs, must look for none here.
-os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Compile time dominates: programs are tiny, so let XLA try less, and generate code in its older way (0.6 of the
 # processor time for a small training step); and what one process or run compiled serves the others.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"

@@ -45,8 +45,9 @@ def test_it_starts_from_the_bases_layers_and_goes_on(base, data_dir, tmp_path):
 
 
 def test_it_does_not_start_from_what_has_other_inputs(data_dir, tmp_path):
-    conditional = random_run(conditional=True)
-    conditional.config.training.steps = conditional.step
-    write_run(conditional, tmp_path / "conditional")
-    with pytest.raises(ValueError, match=r"init_from=.*conditional has conditioning"):
-        train(config_of(data_dir, tmp_path / "conditional"), tmp_path / "run")
+    for name, message in (("conditional", "conditioning: "), ("super_resolution", ".*low_res_factor=2, the config 0")):
+        run = random_run(**{name: True})
+        run.config.training.steps = run.step
+        write_run(run, tmp_path / name)
+        with pytest.raises(ValueError, match=f"init_from=.*{name} has {message}"):
+            train(config_of(data_dir, tmp_path / name), tmp_path / "run")

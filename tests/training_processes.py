@@ -81,7 +81,9 @@ class TrainingServer:
 
     def __init__(self, compilation_cache: str | os.PathLike[str], logs: pathlib.Path):
         self._logs, self._started = logs, 0
-        environment = os.environ | {
+        environment = os.environ | {  # all that it needs: soak/soak.py has no conftest.py
+            "JAX_PLATFORMS": "cpu",
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
             "JAX_COMPILATION_CACHE_DIR": str(compilation_cache),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "PYTHONPATH": os.pathsep.join([str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]),

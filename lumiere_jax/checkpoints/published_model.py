@@ -13,7 +13,6 @@ import json
 import os
 import pathlib
 
-import ml_collections
 import numpy as np
 from flax import nnx
 from jaxtyping import DTypeLike
@@ -54,19 +53,20 @@ def publish(
     run = load_run(path)
     if run.references.unet or run.references.text_encoder:
         raise ValueError(f"{path} is over imported weights, which are not yours to publish: export its temporal layers")
+    versions = RunDirectory(path).read_versions()
     config = without_paths(run.config)
     config.training.update({"steps": run.step, "ema_decays": run.config.training.ema_decays[:1]})
     metadata = {
         "contents": f"lumiere-jax model {config.name}: averaged parameters of U-Net and text encoder",
         "license": license_text,
         "step": str(run.step),
-        "versions": json.dumps(RunDirectory(path).read_versions()),
+        "versions": json.dumps(versions),
     }
     leaves = named_leaves(nnx.to_pure_dict(nnx.state(run.model)))
     arrays = {name: StoredArray.in_memory(np.asarray(leaf).astype(dtype)) for name, leaf in leaves.items()}
     directory = RunDirectory(output)
     directory.path.mkdir(parents=True)
     directory.write_tokenizer(run.tokenizer)
-    directory.write_config(ml_collections.ConfigDict(config), RunDirectory(path).read_versions())
+    directory.write_config(config, versions)
     safetensors_files.write_arrays(directory.published_weights, arrays, metadata)
     return metadata

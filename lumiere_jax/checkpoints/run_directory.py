@@ -418,7 +418,8 @@ def load_run(
     Raises:
       CheckpointError: no such run, none of its training states is complete, one does not fit its config, or imported
         weights are gone or others than in training.
-      ValueError: `init_from` or `text_checkpoint` for a run that holds its own, or an average that it does not have.
+      ValueError: `init_from` or `text_checkpoint` for a run that holds its own, an average that it does not have, or a
+        published model's weights that are damaged or do not fit its config.
     """
     directory = RunDirectory(path)
     mesh = make_mesh() if mesh is None else mesh
@@ -467,6 +468,11 @@ def _load_published(
 ) -> Run:
     """The parameters come as they are in the file, and are computed with as float32."""
     stored = nested(safetensors_files.open_arrays(directory.published_weights))
+    if stored.keys() != {"unet", "text_encoder"}:
+        raise CheckpointError(
+            f"{directory.published_weights} holds {sorted(stored)}, not the unet and text_encoder of a published "
+            "model: copy it again, or publish it again with export_weights"
+        )
     text_encoder = encoder_from_parameters(jax.tree.map(_in_float32, stored.pop("text_encoder")))
     graphdef, abstract = nnx.split(nnx.eval_shape(lambda: build_unet(config)))
     expected = traverse_util.flatten_dict(nnx.to_pure_dict(abstract))

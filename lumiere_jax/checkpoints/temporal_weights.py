@@ -95,6 +95,9 @@ def without_paths(config: ml_collections.ConfigDict) -> ml_collections.ConfigDic
     """What of a config is of use elsewhere: not this machine's paths and devices, nor the image model's training."""
     fields = {k: v for k, v in config.to_dict().items() if k not in ("dataset", "image_model", "init_from", "mesh")}
     fields["text"] = {k: v for k, v in fields["text"].items() if k not in ("checkpoint", "tokenizer", "embeddings")}
+    for section, field in (("conditioning", "base"), ("distillation", "teacher"), ("style", "base")):
+        if field in fields.get(section, {}):
+            fields[section][field] = ""
     return ml_collections.ConfigDict(fields)
 
 

@@ -12,7 +12,7 @@ from small_runs import small_config
 
 from configs import stunet
 from lumiere_jax.checkpoints import published_model
-from lumiere_jax.checkpoints.checkpointing import named_leaves
+from lumiere_jax.checkpoints.checkpointing import CheckpointError, named_leaves
 from lumiere_jax.checkpoints.image_model import load_image_model
 from lumiere_jax.checkpoints.published_model import publish
 from lumiere_jax.checkpoints.run_directory import Reference, References, RunDirectory, load_run
@@ -97,6 +97,21 @@ def test_a_damaged_one_says_what_is_missing(published, tmp_path):
         load_run(tmp_path)
     with pytest.raises(ValueError, match=r"ema_decay=0\.5"):
         load_run(published, ema_decay=0.5)
+    directory.published_weights.unlink()
+    save_file({"other/kernel": np.zeros(2, np.float32)}, directory.published_weights)
+    with pytest.raises(CheckpointError, match=r"holds \['other'\], not the unet and text_encoder"):
+        load_run(tmp_path)
+
+
+def test_where_a_conditional_model_was_trained_stays_private(tmp_path):
+    run = random_run(conditional=True)
+    run.config.conditioning.base = "/home/somebody/stunet"
+    write_run(run, tmp_path / "run")
+    publish(tmp_path / "run", tmp_path / "published", dtype="float32")
+    assert "somebody" not in (tmp_path / "published/config.json").read_text()
+    found = leaves_of(load_run(tmp_path / "published"))
+    for name, leaf in leaves_of(load_run(tmp_path / "run")).items():
+        np.testing.assert_array_equal(leaf, found[name], strict=True)
 
 
 def test_it_lies_where_the_mesh_says(published):

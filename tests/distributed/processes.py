@@ -30,6 +30,7 @@ def _run(file: pathlib.Path, *arguments: str, answers: list[pathlib.Path], devic
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
     environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
         "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
         "JAX_NUM_PROCESSES": str(len(answers)),

@@ -9,7 +9,11 @@ def test_on_eight_devices():
     file = pathlib.Path(__file__).with_name("on_eight_devices.py")
     process = subprocess.run(
         [sys.executable, "-m", "pytest", str(file)],
-        env=os.environ | {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"},
+        env=os.environ
+        | {
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8",
+        },
         cwd=file.parents[2],
         capture_output=True,
         text=True,
