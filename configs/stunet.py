@@ -20,13 +20,14 @@ import ml_collections
 
 from configs import deepfloyd_if, text_to_image
 
-VARIANTS = ("demo", "small", "overfit", "test", *deepfloyd_if.STAGE_1)
+VARIANTS = ("demo", "shapes", "small", "overfit", "test", *deepfloyd_if.STAGE_1)
 
 
 def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
     """Builds the config of a variant.
 
-    `demo`: 16 frames of 32x32 pixels at 8 fps. `small`: 80 frames of 128x128 pixels at 16 fps over an image model
+    `demo`: 16 frames of 32x32 pixels at 8 fps. `shapes`: 40 of them, the paper's five seconds, of lumiere-shapes, which
+    is shipped (docs/model_card.md). `small`: 80 frames of 128x128 pixels at 16 fps over an image model
     that one accelerator trains; it has not been trained yet. `if_m`, `if_l`, `if_xl`: the same clip over imported
     weights of DeepFloyd IF. `if_tiny`: their rehearsal on a laptop. `overfit`: learns eight clips of 16x16 pixels by
     heart, to see that a set-up learns (docs/overfit.md). `test`: too small to learn anything. docs/model_sizes.md has
@@ -79,6 +80,9 @@ def inflated(image: ml_collections.ConfigDict, variant: str) -> ml_collections.C
     config.sampling = image.sampling.copy_and_resolve_references()
     config.mesh = {"data": -1, "rows": 1}
     config.fsdp = False
+    if variant == "shapes":
+        config.clip.frames = 40
+        config.training.update({"steps": 10_000, "checkpoint_every": 250, "validate_every": 500, "preview_every": 2500})
     if variant == "small":
         config.compute_dtype = image.compute_dtype
         config.clip.update({"frames": 80, "fps": 16.0, "size": 128})

@@ -113,6 +113,10 @@ BUILDER_CONFIGS = {
         two_object_probability=0,
     ),
     "tiny": MovingShapesConfig(name="tiny", size=32, frames=16, train=16, validation=8, held_out=8),
+    # What lumiere-shapes is trained on (docs/model_card.md): five seconds, as the paper's clips.
+    "five_seconds": MovingShapesConfig(
+        name="five_seconds", frames=40, fps=8, train=8000, validation=200, held_out=200, two_object_probability=0
+    ),
     # To be learned by heart (docs/overfit.md). Few frames a second, so that 8 of them show a whole motion.
     "eight_clips": MovingShapesConfig(
         name="eight_clips",
