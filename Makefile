@@ -7,15 +7,16 @@ PYTHON ?=
 BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 
-.PHONY: help install lint test test-slow demo demo-1024 clean
+.PHONY: help install lint test test-slow demo demo-from-scratch demo-1024 clean
 
 help:
 	@echo "make install   virtual environment in $(VENV) with the package and its test tools (uv if present, else pip)"
 	@echo "make test      everything that the continuous integration checks: lint, format, tests"
 	@echo "make test-slow the tests that take minutes each, which make test leaves out"
 	@echo "make lint      only lint and format"
-	@echo "make demo      trains the small model on a CPU and samples from it: clips in demo/samples"
-	@echo "make demo-1024 after make demo: brings one of its clips to 1024x1024 pixels, in demo/samples_1024"
+	@echo "make demo      samples from the model that ships, animates a picture, fine-tunes it: clips in demo/"
+	@echo "make demo-from-scratch  trains a small model on a CPU and samples from it: clips in demo/scratch"
+	@echo "make demo-1024 after make demo-from-scratch: brings a clip to 1024x1024 pixels, in demo/samples_1024"
 	@echo "make clean     removes $(VENV) and caches (not demo/)"
 	@echo
 	@echo "PYTHON=/path/to/python3.12 chooses the interpreter (3.11 to 3.13)."
@@ -62,14 +63,36 @@ SAMPLE = $(BIN)/python -m lumiere_jax.sample
 # $(call step,heading,command)
 step = printf '\n=== %s\n%s\n\n' '$(1)' '$(2)'; $(2)
 
+# The model that ships: docs/model_card.md.
+SHAPES = pretrained/lumiere_shapes
+ENLARGED = --super_resolution=$(SHAPES)/super_resolution
+
 demo: $(INSTALLED)
+	@set -eu; start=$$(date +%s); \
+	$(call step,1 of 4: text to video,$(SAMPLE) --checkpoint=$(SHAPES)/base $(ENLARGED) \
+	  --prompts_file=docs/demo_prompts.txt --batch_size=1 --output=demo/samples); \
+	$(call step,2 of 4: a picture to video,$(SAMPLE) --checkpoint=$(SHAPES)/conditional $(ENLARGED) \
+	  --task=image_to_video --image=docs/gallery/first_frame.png --prompt="a large blue circle moving left" \
+	  --output=demo/image_to_video); \
+	$(call step,3 of 4: fine-tuning on eight clips that it has not seen,$(TRAIN) --config=configs/stunet.py:shapes \
+	  --config.init_from=$(SHAPES)/base --config.dataset.path=eight_long_clips --config.training.steps=100 \
+	  --config.training.validate_every=50 --config.training.preview_every=0 \
+	  --workdir=demo/fine_tuned); \
+	$(call step,4 of 4: the same prompt before and after,\
+	  $(SAMPLE) --checkpoint=$(SHAPES)/base --prompts_file=docs/fine_tuning_prompts.txt --output=demo/before; \
+	  $(SAMPLE) --checkpoint=demo/fine_tuned --prompts_file=docs/fine_tuning_prompts.txt --output=demo/after); \
+	seconds=$$(( $$(date +%s) - start )); \
+	printf '\n=== done in %d min %d s: look at demo/samples, image_to_video, before, after\n' \
+	  $$((seconds / 60)) $$((seconds % 60))
+
+demo-from-scratch: $(INSTALLED)
 	@set -eu; start=$$(date +%s); \
 	$(call step,1 of 3: the image model and then the base video model,$(TRAIN) --config=configs/stunet.py --workdir=demo/stunet); \
 	$(call step,2 of 3: the super-resolution model,$(TRAIN) --config=configs/ssr.py --workdir=demo/ssr); \
 	$(call step,3 of 3: sampling,$(SAMPLE) --checkpoint=demo/stunet --super_resolution=demo/ssr \
-	  --prompts_file=docs/demo_prompts.txt --output=demo/samples --seed=0); \
+	  --prompts_file=docs/demo_prompts.txt --output=demo/scratch --seed=0); \
 	seconds=$$(( $$(date +%s) - start )); \
-	printf '\n=== done in %d min %d s: look at demo/samples\n' $$((seconds / 60)) $$((seconds % 60))
+	printf '\n=== done in %d min %d s: look at demo/scratch\n' $$((seconds / 60)) $$((seconds % 60))
 
 # 32 -> 64 -> 256 -> 1024: the network that enlarges four times follows itself.
 demo-1024: $(INSTALLED)

@@ -39,4 +39,6 @@ def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
     config.training.warmup_steps = min(config.training.warmup_steps, 20)
     if variant == "demo":
         config.training.update({"steps": 1200, "preview_every": 1200})
+    if variant == "shapes":
+        config.training.update({"steps": 5000, "preview_every": 2500})
     return config

@@ -51,15 +51,22 @@ def test_make_targets():
     test = run("make", "--dry-run", "test")
     for command in ("ruff check .", "ruff format --check .", "python -m pytest"):
         assert command in test
-    demo = run("make", "--dry-run", "demo")
-    steps = [
-        demo.index(f"; .venv/bin/python -m lumiere_jax.{step}")
-        for step in (
+    steps = {
+        "demo": (
+            "sample --checkpoint=pretrained/lumiere_shapes/base",
+            "sample --checkpoint=pretrained/lumiere_shapes/conditional",
+            "train --config=configs/stunet.py:shapes",
+            "sample --checkpoint=demo/fine_tuned",
+        ),
+        "demo-from-scratch": (
             "train --config=configs/stunet.py",
             "train --config=configs/ssr.py",
             "sample --checkpoint=demo/stunet",
-        )
-    ]
-    assert steps == sorted(steps)
+        ),
+    }
+    for target, commands in steps.items():
+        printed = run("make", "--dry-run", target)
+        places = [printed.index(f"; .venv/bin/python -m lumiere_jax.{command}") for command in commands]
+        assert places == sorted(places)
     run("make", "--dry-run", "install")
     run("make", "--dry-run", "lint")

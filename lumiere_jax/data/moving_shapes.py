@@ -129,6 +129,17 @@ BUILDER_CONFIGS = {
         seed=7,
         two_object_probability=0,
     ),
+    # To fine-tune lumiere-shapes on, in minutes (docs/demo.md).
+    "eight_long_clips": MovingShapesConfig(
+        name="eight_long_clips",
+        frames=40,
+        fps=8,
+        train=8,
+        validation=0,
+        held_out=0,
+        seed=7,
+        two_object_probability=0,
+    ),
     "full": MovingShapesConfig(
         name="full", size=128, frames=80, train=50_000, validation=500, held_out=500, two_object_probability=0.3
     ),
