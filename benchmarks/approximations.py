@@ -36,7 +36,7 @@ from benchmarks.machine import machine
 from configs import stunet
 from lumiere_jax.abstract_model import abstract_model
 from lumiere_jax.checkpoints.checkpointing import CheckpointError
-from lumiere_jax.checkpoints.run_directory import Run, load_run
+from lumiere_jax.checkpoints.trained_run import Run, load_run
 from lumiere_jax.data import moving_shapes
 from lumiere_jax.diffusion.approximations import Approximations
 from lumiere_jax.distributed import platform

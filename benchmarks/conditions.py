@@ -26,7 +26,7 @@ from absl.flags import FLAGS
 from benchmarks.machine import machine
 from benchmarks.temporal_seams import rendered_clips
 from lumiere_jax.checkpoints.checkpointing import CheckpointError
-from lumiere_jax.checkpoints.run_directory import Run, load_run
+from lumiere_jax.checkpoints.trained_run import Run, load_run
 from lumiere_jax.diffusion import condition
 from lumiere_jax.diffusion.condition import Condition
 from lumiere_jax.distributed import platform

@@ -21,7 +21,7 @@ from absl import app, flags, logging
 from absl.flags import FLAGS
 
 from lumiere_jax.checkpoints.checkpointing import CheckpointError
-from lumiere_jax.checkpoints.run_directory import Run, load_run
+from lumiere_jax.checkpoints.trained_run import Run, load_run
 from lumiere_jax.data import moving_shapes
 from lumiere_jax.distributed import platform
 from lumiere_jax.pipelines.generation import sampling_settings

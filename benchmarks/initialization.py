@@ -29,7 +29,7 @@ from matplotlib.figure import Figure
 
 from benchmarks import short_training
 from benchmarks.short_training import Curve, Data
-from lumiere_jax.checkpoints.run_directory import Run
+from lumiere_jax.checkpoints.trained_run import Run
 from lumiere_jax.data.video_io import to_uint8
 from lumiere_jax.distributed import platform
 from lumiere_jax.distributed.mesh import make_mesh

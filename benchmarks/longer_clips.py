@@ -39,7 +39,7 @@ from benchmarks.temporal_seams import (
     summary,
 )
 from configs import stunet
-from lumiere_jax.checkpoints.run_directory import Run, load_run
+from lumiere_jax.checkpoints.trained_run import Run, load_run
 from lumiere_jax.distributed import platform
 from lumiere_jax.evaluation.prompt_following import read_attributes
 from lumiere_jax.pipelines.text_to_video import sample_videos

@@ -39,7 +39,7 @@ from configs import keyframe_cascade, stunet
 from lumiere_jax.abstract_model import abstract_model
 from lumiere_jax.abstract_program import step_flops
 from lumiere_jax.checkpoints.checkpointing import CheckpointError
-from lumiere_jax.checkpoints.run_directory import load_run
+from lumiere_jax.checkpoints.trained_run import load_run
 from lumiere_jax.data.video_io import write_mp4
 from lumiere_jax.diffusion.condition_masks import KEYFRAME_STRIDE
 from lumiere_jax.distributed import platform

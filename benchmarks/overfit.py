@@ -29,7 +29,8 @@ from matplotlib.figure import Figure
 
 from benchmarks import initialization
 from configs import stunet
-from lumiere_jax.checkpoints.run_directory import Run, RunDirectory, load_run
+from lumiere_jax.checkpoints.run_directory import RunDirectory
+from lumiere_jax.checkpoints.trained_run import Run, load_run
 from lumiere_jax.data.open_dataset import open_dataset
 from lumiere_jax.distributed import platform
 from lumiere_jax.pipelines.text_to_video import sample_videos

@@ -25,7 +25,7 @@ from absl.flags import FLAGS
 
 from benchmarks.machine import machine
 from lumiere_jax.checkpoints.checkpointing import CheckpointError
-from lumiere_jax.checkpoints.run_directory import Run, load_run
+from lumiere_jax.checkpoints.trained_run import Run, load_run
 from lumiere_jax.data import moving_shapes
 from lumiere_jax.data.clip_sampling import center_crop_resize
 from lumiere_jax.data.task_inputs import is_image, read_image

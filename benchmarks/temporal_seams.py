@@ -33,7 +33,7 @@ from jaxtyping import Bool, Float
 from matplotlib.figure import Figure
 
 from configs import ssr
-from lumiere_jax.checkpoints.run_directory import Run, load_run
+from lumiere_jax.checkpoints.trained_run import Run, load_run
 from lumiere_jax.data import moving_shapes
 from lumiere_jax.data.clip_extraction import ClipSettings
 from lumiere_jax.data.clip_loader import ClipLoader, as_text

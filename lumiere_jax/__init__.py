@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 
 # Imported when first used, so that `import lumiere_jax` and `--help` take no time.
 _PUBLIC = {
-    "load_run": "lumiere_jax.checkpoints.run_directory",
+    "load_run": "lumiere_jax.checkpoints.trained_run",
     "load_temporal": "lumiere_jax.checkpoints.temporal_weights",
     "make_mesh": "lumiere_jax.distributed.mesh",
     "sample_videos": "lumiere_jax.pipelines.text_to_video",

@@ -23,7 +23,7 @@ from jaxtyping import Array, Float
 from lumiere_jax import app_tasks
 from lumiere_jax.app_tasks import MAX_GUIDANCE, MAX_SEED, MAX_STEPS, Choices, Job, Models
 from lumiere_jax.checkpoints.checkpointing import CheckpointError
-from lumiere_jax.checkpoints.run_directory import load_run
+from lumiere_jax.checkpoints.trained_run import load_run
 from lumiere_jax.data.task_inputs import is_image, read_image
 from lumiere_jax.data.video_io import frame_to_rgb, open_video, to_uint8
 from lumiere_jax.distributed import platform

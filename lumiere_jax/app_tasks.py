@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from lumiere_jax.checkpoints.run_directory import Run
+from lumiere_jax.checkpoints.trained_run import Run
 from lumiere_jax.data.area_resizing import proportional_width, resized_region
 from lumiere_jax.data.task_inputs import frame_size, image_for, video_for
 from lumiere_jax.diffusion import condition

@@ -19,7 +19,7 @@ from absl import app, flags, logging
 from absl.flags import FLAGS
 
 from lumiere_jax.checkpoints.checkpointing import CheckpointError
-from lumiere_jax.checkpoints.run_directory import Run, load_run
+from lumiere_jax.checkpoints.trained_run import Run, load_run
 from lumiere_jax.distributed import mesh as meshes
 from lumiere_jax.distributed import platform, processes
 from lumiere_jax.evaluation import material as materials

@@ -28,8 +28,9 @@ from jaxtyping import Array, Float, Int32
 from ml_collections import config_flags
 
 from lumiere_jax.checkpoints.checkpointing import CheckpointError
+from lumiere_jax.checkpoints.frozen_parts import text_encoder_sha256
 from lumiere_jax.checkpoints.imported_unet import is_imported_unet
-from lumiere_jax.checkpoints.run_directory import RunDirectory, text_encoder_sha256
+from lumiere_jax.checkpoints.run_directory import RunDirectory
 from lumiere_jax.data.open_dataset import captions_of, open_dataset
 from lumiere_jax.distributed import mesh as meshes
 from lumiere_jax.distributed import partitioning, platform

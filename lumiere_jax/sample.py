@@ -20,8 +20,9 @@ from absl.flags import FLAGS
 from jax.sharding import Mesh
 
 from lumiere_jax.checkpoints.checkpointing import CheckpointError
-from lumiere_jax.checkpoints.run_directory import Run, RunDirectory, load_run
+from lumiere_jax.checkpoints.run_directory import RunDirectory
 from lumiere_jax.checkpoints.temporal_weights import load_temporal
+from lumiere_jax.checkpoints.trained_run import Run, load_run
 from lumiere_jax.diffusion.approximations import Approximations
 from lumiere_jax.diffusion.samplers import Sampler, Spacing
 from lumiere_jax.distributed import mesh as meshes

@@ -20,7 +20,7 @@ import numpy as np
 from absl import flags
 from absl.flags import FLAGS
 
-from lumiere_jax.checkpoints.run_directory import Run
+from lumiere_jax.checkpoints.trained_run import Run
 from lumiere_jax.data.area_resizing import proportional_width
 from lumiere_jax.data.task_inputs import frame_size, image_for, mask_for, video_for
 from lumiere_jax.diffusion import condition

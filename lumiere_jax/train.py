@@ -21,7 +21,8 @@ from flax import nnx
 from ml_collections import config_flags
 
 from lumiere_jax.checkpoints.checkpointing import NO_SPACE_LEFT, CheckpointError, is_no_space_left
-from lumiere_jax.checkpoints.run_directory import Run, RunDirectory, build_unet
+from lumiere_jax.checkpoints.run_directory import RunDirectory
+from lumiere_jax.checkpoints.trained_run import Run, build_unet
 from lumiere_jax.data.input_pipeline import prefetch
 from lumiere_jax.data.open_dataset import fingerprint, open_dataset
 from lumiere_jax.distributed import mesh as meshes

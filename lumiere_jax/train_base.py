@@ -11,7 +11,8 @@ import ml_collections
 from lumiere_jax.checkpoints.checkpointing import load_tree, save_tree
 from lumiere_jax.checkpoints.image_model import ImageModel
 from lumiere_jax.checkpoints.imported_unet import is_imported_unet
-from lumiere_jax.checkpoints.run_directory import Run, RunDirectory, load_run
+from lumiere_jax.checkpoints.run_directory import RunDirectory
+from lumiere_jax.checkpoints.trained_run import Run, load_run
 from lumiere_jax.distributed import partitioning, processes
 from lumiere_jax.models import parameter_partition
 from lumiere_jax.models.stunet import deflate

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from lumiere_jax.checkpoints.run_directory import Run
+from lumiere_jax.checkpoints.trained_run import Run
 from lumiere_jax.data.input_pipeline import EncodeCaption
 from lumiere_jax.distributed import partitioning
 from lumiere_jax.pipelines.generation import Settings, sampling_settings

@@ -15,16 +15,15 @@ import ml_collections
 from flax import nnx
 
 from lumiere_jax.checkpoints.checkpointing import save_tree
-from lumiere_jax.checkpoints.image_model import ImageModel, check_width, load_image_model
-from lumiere_jax.checkpoints.imported_unet import check_conventions, is_imported_unet, open_imported_unet
-from lumiere_jax.checkpoints.run_directory import (
-    References,
-    RunDirectory,
+from lumiere_jax.checkpoints.frozen_parts import (
     load_image_unet,
     load_imported_text_encoder,
     load_text_encoder,
     text_encoder_sha256,
 )
+from lumiere_jax.checkpoints.image_model import ImageModel, check_width, load_image_model
+from lumiere_jax.checkpoints.imported_unet import check_conventions, is_imported_unet, open_imported_unet
+from lumiere_jax.checkpoints.run_directory import References, RunDirectory
 from lumiere_jax.data.input_pipeline import EncodeCaption, make_batches
 from lumiere_jax.data.open_dataset import Dataset, captions_of
 from lumiere_jax.diffusion import noise_schedule

@@ -8,7 +8,7 @@ from small_runs import small_config, state_of
 from configs import stunet
 from lumiere_jax.checkpoints.checkpointing import named_leaves
 from lumiere_jax.checkpoints.published_model import publish
-from lumiere_jax.checkpoints.run_directory import load_run
+from lumiere_jax.checkpoints.trained_run import load_run
 from lumiere_jax.train import train
 
 

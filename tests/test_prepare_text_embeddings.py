@@ -12,7 +12,8 @@ from raw_videos import brightening
 
 from configs import stunet, text_to_image
 from lumiere_jax import train
-from lumiere_jax.checkpoints.run_directory import RunDirectory, load_run
+from lumiere_jax.checkpoints.run_directory import RunDirectory
+from lumiere_jax.checkpoints.trained_run import load_run
 from lumiere_jax.data import video_io
 from lumiere_jax.data.clip_extraction import ClipSettings
 from lumiere_jax.data.open_dataset import captions_of, open_dataset

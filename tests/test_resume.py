@@ -24,7 +24,8 @@ from training_processes import command_line, training_server
 from configs import text_to_image
 from lumiere_jax import train, train_guards, train_setup
 from lumiere_jax.checkpoints.checkpointing import CheckpointError, tree_hash
-from lumiere_jax.checkpoints.run_directory import RunDirectory, load_run
+from lumiere_jax.checkpoints.run_directory import RunDirectory
+from lumiere_jax.checkpoints.trained_run import load_run
 from lumiere_jax.data.video_io import encode_mp4
 from lumiere_jax.distributed.preemption import Preempted, PreemptionNotice
 from lumiere_jax.event_file import EventFile

@@ -14,7 +14,7 @@ from small_runs import at_step, small_config, state_of
 from configs import style
 from lumiere_jax import train
 from lumiere_jax.checkpoints.checkpointing import load_tree, tree_hash
-from lumiere_jax.checkpoints.run_directory import load_run
+from lumiere_jax.checkpoints.trained_run import load_run
 from lumiere_jax.distributed.preemption import Preempted
 from lumiere_jax.models.stunet import deflate
 from lumiere_jax.pipelines.stylized_generation import stylized

@@ -21,8 +21,9 @@ from small_runs import at_step, command, small_config, state_of
 from configs import conditional, distill, ssr, stunet, text_to_image
 from lumiere_jax import sample, train, train_setup, train_step
 from lumiere_jax.checkpoints.checkpointing import CheckpointError, load_tree, tree_hash
-from lumiere_jax.checkpoints.run_directory import RunDirectory, build_unet, load_run
+from lumiere_jax.checkpoints.run_directory import RunDirectory
 from lumiere_jax.checkpoints.temporal_weights import export_temporal, load_temporal
+from lumiere_jax.checkpoints.trained_run import build_unet, load_run
 from lumiere_jax.data import video_io
 from lumiere_jax.diffusion.condition import image_to_video
 from lumiere_jax.distributed.preemption import Preempted

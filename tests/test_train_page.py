@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from browser import needs_browser, open_page
 
-from lumiere_jax.checkpoints.run_directory import Run, RunDirectory
+from lumiere_jax.checkpoints.run_directory import RunDirectory
+from lumiere_jax.checkpoints.trained_run import Run
 from lumiere_jax.pipelines.results import write_preview
 from lumiere_jax.train_curves import CHARTS, charts_of, draw, lines_of
 from lumiere_jax.train_page import Status, write_page

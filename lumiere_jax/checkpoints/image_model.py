@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import DTypeLike
 
+from lumiere_jax.checkpoints.frozen_parts import load_imported_text_encoder
 from lumiere_jax.checkpoints.imported_unet import is_imported_unet, load_imported_unet, open_imported_unet
-from lumiere_jax.checkpoints.run_directory import Reference, References, load_imported_text_encoder, load_run
+from lumiere_jax.checkpoints.run_directory import Reference, References
+from lumiere_jax.checkpoints.trained_run import load_run
 from lumiere_jax.distributed import partitioning
 from lumiere_jax.distributed.mesh import make_mesh
 from lumiere_jax.models.unet2d import UNet2D

@@ -19,8 +19,9 @@ from jaxtyping import DTypeLike
 
 from lumiere_jax.checkpoints import safetensors_files
 from lumiere_jax.checkpoints.checkpointing import named_leaves
-from lumiere_jax.checkpoints.run_directory import RunDirectory, load_run
+from lumiere_jax.checkpoints.run_directory import RunDirectory
 from lumiere_jax.checkpoints.temporal_weights import without_paths
+from lumiere_jax.checkpoints.trained_run import load_run
 from lumiere_jax.text.storage import StoredArray
 
 

@@ -19,18 +19,11 @@ from flax import nnx, traverse_util
 from lumiere_jax.checkpoints import safetensors_files
 from lumiere_jax.checkpoints.checkpointing import CheckpointError, named_leaves, nested, tree_hash
 from lumiere_jax.checkpoints.deepfloyd_if import check_parameters
+from lumiere_jax.checkpoints.frozen_parts import check_same, text_encoder_sha256
 from lumiere_jax.checkpoints.image_model import load_image_model
 from lumiere_jax.checkpoints.imported_unet import is_imported_unet, open_imported_unet
-from lumiere_jax.checkpoints.run_directory import (
-    Reference,
-    Run,
-    RunDirectory,
-    build_unet,
-    check_same,
-    config_from_json,
-    load_run,
-    text_encoder_sha256,
-)
+from lumiere_jax.checkpoints.run_directory import Reference, RunDirectory, config_from_json
+from lumiere_jax.checkpoints.trained_run import Run, build_unet, load_run
 from lumiere_jax.distributed import partitioning
 from lumiere_jax.distributed.mesh import make_mesh
 from lumiere_jax.models import parameter_partition

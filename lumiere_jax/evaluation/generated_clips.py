@@ -17,7 +17,7 @@ from typing import Any
 
 import tqdm
 
-from lumiere_jax.checkpoints.run_directory import Run
+from lumiere_jax.checkpoints.trained_run import Run
 from lumiere_jax.data.video_io import to_uint8, write_mp4
 from lumiere_jax.distributed import processes
 from lumiere_jax.pipelines.results import description, library_versions

@@ -9,7 +9,7 @@ rest of the clip agree with it better (`samplers.resampled`).
 from collections.abc import Sequence
 from typing import Any
 
-from lumiere_jax.checkpoints.run_directory import Run
+from lumiere_jax.checkpoints.trained_run import Run
 from lumiere_jax.data.area_resizing import proportional_width
 from lumiere_jax.diffusion.condition import Condition, resized
 from lumiere_jax.pipelines.text_to_video import Videos, sample_videos

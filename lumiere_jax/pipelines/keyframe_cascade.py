@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float32
 
-from lumiere_jax.checkpoints.run_directory import Run
+from lumiere_jax.checkpoints.trained_run import Run
 from lumiere_jax.diffusion.condition import Condition
 from lumiere_jax.diffusion.condition_masks import KEYFRAME_STRIDE
 from lumiere_jax.pipelines.text_to_video import Videos, sample_videos

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from PIL import Image
 
 from lumiere_jax.checkpoints.checkpointing import tree_hash
-from lumiere_jax.checkpoints.run_directory import Run
+from lumiere_jax.checkpoints.trained_run import Run
 from lumiere_jax.data import video_io
 from lumiere_jax.evaluation.xt_slice import write_xt_slice
 from lumiere_jax.models.int8_weights import Int8

@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from lumiere_jax.checkpoints.checkpointing import tree_hash
-from lumiere_jax.checkpoints.run_directory import Run
+from lumiere_jax.checkpoints.trained_run import Run
 from lumiere_jax.models.stunet import deflate, path_in_image_model
 from lumiere_jax.models.temporal import TemporalParam
 from lumiere_jax.models.text_to_video import TextToVideo

@@ -19,7 +19,7 @@ import tqdm
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lumiere_jax.checkpoints.run_directory import Run
+from lumiere_jax.checkpoints.trained_run import Run
 from lumiere_jax.diffusion.condition import Condition, for_each
 from lumiere_jax.diffusion.multidiffusion import Cut
 from lumiere_jax.diffusion.streaming import stream

@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int32
 
-from lumiere_jax.checkpoints.run_directory import Run
+from lumiere_jax.checkpoints.trained_run import Run
 from lumiere_jax.diffusion.approximations import Approximations
 from lumiere_jax.diffusion.clip_noise import clip_key
 from lumiere_jax.diffusion.condition import Condition, for_each, nothing_given

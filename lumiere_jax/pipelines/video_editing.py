@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from lumiere_jax.checkpoints.run_directory import Run
+from lumiere_jax.checkpoints.trained_run import Run
 from lumiere_jax.models.stunet import deflate
 from lumiere_jax.models.text_to_video import TextToVideo
 from lumiere_jax.pipelines.text_to_video import Videos, sample_videos

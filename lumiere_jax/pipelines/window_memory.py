@@ -11,7 +11,7 @@ import psutil
 from flax import nnx
 from jax.experimental import multihost_utils
 
-from lumiere_jax.checkpoints.run_directory import Run
+from lumiere_jax.checkpoints.trained_run import Run
 from lumiere_jax.diffusion.multidiffusion import Cut
 from lumiere_jax.distributed import partitioning
 from lumiere_jax.distributed.compiled_program import memory_that_is_missing

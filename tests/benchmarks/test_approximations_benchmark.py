@@ -6,7 +6,7 @@ from random_runs import random_run, write_run
 
 from benchmarks import approximations
 from benchmarks.approximations import Way, call_flops, choices, draw, measure, table, work
-from lumiere_jax.checkpoints.run_directory import load_run
+from lumiere_jax.checkpoints.trained_run import load_run
 from lumiere_jax.diffusion.approximations import Approximations
 from lumiere_jax.pipelines.generation import sampling_settings
 

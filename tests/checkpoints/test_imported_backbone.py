@@ -18,9 +18,11 @@ from flax import nnx
 from configs import stunet, text_to_image
 from lumiere_jax import sample, train, train_setup
 from lumiere_jax.checkpoints.checkpointing import CheckpointError, save_tree, tree_hash
+from lumiere_jax.checkpoints.frozen_parts import load_imported_text_encoder
 from lumiere_jax.checkpoints.imported_unet import open_imported_unet
-from lumiere_jax.checkpoints.run_directory import RunDirectory, load_imported_text_encoder, load_run
+from lumiere_jax.checkpoints.run_directory import RunDirectory
 from lumiere_jax.checkpoints.temporal_weights import export_temporal, load_temporal
+from lumiere_jax.checkpoints.trained_run import load_run
 from lumiere_jax.data import moving_shapes
 from lumiere_jax.distributed.mesh import make_mesh
 from lumiere_jax.import_weights import import_deepfloyd_if, import_t5

@@ -15,7 +15,8 @@ from lumiere_jax.checkpoints import published_model
 from lumiere_jax.checkpoints.checkpointing import CheckpointError, named_leaves
 from lumiere_jax.checkpoints.image_model import load_image_model
 from lumiere_jax.checkpoints.published_model import publish
-from lumiere_jax.checkpoints.run_directory import Reference, References, RunDirectory, load_run
+from lumiere_jax.checkpoints.run_directory import Reference, References, RunDirectory
+from lumiere_jax.checkpoints.trained_run import load_run
 from lumiere_jax.export_weights import export
 from lumiere_jax.models import parameter_partition
 from lumiere_jax.prepare_text_embeddings import prepare_text_embeddings

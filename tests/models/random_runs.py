@@ -11,7 +11,8 @@ from random_unets import randomised, smallest_stunet
 from configs import ssr, stunet
 from lumiere_jax.abstract_model import abstract_unet
 from lumiere_jax.checkpoints.checkpointing import save_tree
-from lumiere_jax.checkpoints.run_directory import Run, RunDirectory
+from lumiere_jax.checkpoints.run_directory import RunDirectory
+from lumiere_jax.checkpoints.trained_run import Run
 from lumiere_jax.distributed import partitioning
 from lumiere_jax.distributed.mesh import make_mesh
 from lumiere_jax.models import parameter_partition

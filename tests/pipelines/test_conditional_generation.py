@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 from random_runs import random_run, write_run
 
-from lumiere_jax.checkpoints.run_directory import load_run
+from lumiere_jax.checkpoints.trained_run import load_run
 from lumiere_jax.diffusion import condition, samplers
 from lumiere_jax.diffusion.approximations import Approximations
 from lumiere_jax.diffusion.noise_schedule import from_config

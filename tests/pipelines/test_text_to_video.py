@@ -11,7 +11,7 @@ from flax import nnx
 from random_runs import random_run
 
 from configs import ssr, text_to_image
-from lumiere_jax.checkpoints.run_directory import Run, build_unet
+from lumiere_jax.checkpoints.trained_run import Run, build_unet
 from lumiere_jax.diffusion.approximations import Approximations
 from lumiere_jax.diffusion.low_resolution import upsample
 from lumiere_jax.distributed.mesh import make_mesh

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lumiere_jax.checkpoints.run_directory import text_encoder_sha256
+from lumiere_jax.checkpoints.frozen_parts import text_encoder_sha256
 from lumiere_jax.text import embedding_store
 from lumiere_jax.text.embedding_store import EmbeddingStore, made_with, write_embeddings
 from lumiere_jax.text.t5_encoder import T5Config, T5Encoder
