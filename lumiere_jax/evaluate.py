@@ -10,19 +10,23 @@ protocol that made them, go to OUTPUT/evaluation.json, and with clips and X-T sl
 docs/evaluation.md says what each measure is. On several hosts each runs the same command, as for `sample`.
 """
 
+import dataclasses
 import functools
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from absl import app, flags, logging
 from absl.flags import FLAGS
+from jaxtyping import Bool
 
 from lumiere_jax.checkpoints.checkpointing import CheckpointError
 from lumiere_jax.checkpoints.trained_run import Run, load_run
 from lumiere_jax.distributed import mesh as meshes
 from lumiere_jax.distributed import platform, processes
 from lumiere_jax.evaluation import material as materials
+from lumiere_jax.evaluation import seams
 from lumiere_jax.evaluation.clip_files import read_clip
 from lumiere_jax.evaluation.generated_clips import generate_clips
 from lumiere_jax.evaluation.material import Material
@@ -98,7 +102,10 @@ def evaluate(
     ]
     fps, names = run.config.clip.fps, {"base": "generated", "large": "generated, super-resolved"}
     read = functools.partial(functools.partial, read_clip, frames=frames)
-    rows = [Row(names[kind], [list(map(read, files[kind])) for files in made], fps) for kind in made[0]]
+    borders = _borders(super_resolution, run.config.clip.frames) if frames is None else None
+    rows = [Row(names[kind], [list(map(read, files[kind])) for files in made], fps, borders) for kind in made[0]]
+    if material.name == "moving_shapes":
+        material = dataclasses.replace(material, reference=dataclasses.replace(material.reference, borders=borders))
     size = run.config.clip.size * whole_factor(super_resolution)
     facts = {
         "models": [description(each) for each in (run, *super_resolution)],
@@ -106,6 +113,15 @@ def evaluate(
     }
     protocol = protocol_of(material, rows[-1], seed, frames or run.config.clip.frames, fps, (size, size), networks)
     return measured(rows, material, protocol, output, networks, facts, report=report)
+
+
+def _borders(super_resolution: Sequence[Run], frames: int) -> Bool[np.ndarray, " pairs"] | None:
+    """Where windows of any of the runs meet; None: nowhere."""
+    found = np.zeros(frames - 1, bool)
+    for each in super_resolution:
+        windows = each.config.multidiffusion
+        found |= seams.borders(frames, each.config.clip.frames, windows.overlap, windows.weights)
+    return found if found.any() else None
 
 
 def define_flags() -> None:

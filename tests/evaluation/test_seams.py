@@ -1,8 +1,11 @@
 """The measure of seams on clips whose seams are known."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
+from lumiere_jax.evaluation.measures import Row, measures_without_networks
 from lumiere_jax.evaluation.seams import borders, elsewhere_of, neighbour_mse, seam_ratio
 
 
@@ -75,3 +78,16 @@ def test_errors():
         seam_ratio(mse, border, border)
     with pytest.raises(ValueError, match="stands still"):
         seam_ratio(neighbour_mse(np.zeros((24, 2, 2, 3))), border)
+
+
+def test_an_evaluation_tells_the_seams_of_a_row_of_clips():
+    border = borders(20, 8, 2)
+    # Ratios 4 and 1, and 4 times as much motion in the second: together (4 + 4) / (1 + 4).
+    clips = [drifting(20, 0.01, jumps=pairs(border), jump=0.02), drifting(20, 0.02)]
+    row = Row("clips", [[lambda clip=clip: clip for clip in clips]], 8.0, border)
+    found = measures_without_networks(row, None)["seams"]["border ratio"]
+    assert found["mean"] == pytest.approx(8 / 5)
+    assert (found["low"], found["high"], found["n"]) == (pytest.approx(1), pytest.approx(4), 2)
+    still = Row("still", [[lambda: np.zeros((20, 16, 16, 3))] * 2], 8.0, border)
+    assert np.isnan(measures_without_networks(still, None)["seams"]["border ratio"]["mean"])
+    assert "seams" not in measures_without_networks(dataclasses.replace(row, borders=None), None)
