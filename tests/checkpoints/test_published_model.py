@@ -10,16 +10,18 @@ from random_runs import random_run, write_run
 from safetensors.numpy import load_file, save_file
 from small_runs import small_config
 
-from configs import stunet
+from configs import conditional, distill, stunet, style
 from lumiere_jax.checkpoints import published_model
-from lumiere_jax.checkpoints.checkpointing import CheckpointError, named_leaves
+from lumiere_jax.checkpoints.checkpointing import CheckpointError, load_tree, named_leaves
 from lumiere_jax.checkpoints.image_model import load_image_model
 from lumiere_jax.checkpoints.published_model import publish
 from lumiere_jax.checkpoints.run_directory import Reference, References, RunDirectory
 from lumiere_jax.checkpoints.trained_run import load_run
+from lumiere_jax.distributed.mesh import make_mesh
 from lumiere_jax.export_weights import export
 from lumiere_jax.models import parameter_partition
 from lumiere_jax.prepare_text_embeddings import prepare_text_embeddings
+from lumiere_jax.train_base import base_image_model
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +29,7 @@ def written(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run")
     run = random_run()
     run.config.dataset.data_dir = "/home/somebody/data"
+    run.config.training.steps = run.step
     write_run(run, workdir)
     return workdir
 
@@ -125,3 +128,23 @@ def test_its_text_encoder_runs_in_the_train_step(published, data_dir, tmp_path):
     config.init_from = str(published)
     with pytest.raises(ValueError, match="is a published model, whose text encoder is as small"):
         prepare_text_embeddings(config, tmp_path / "embeddings")
+
+
+@pytest.mark.parametrize(
+    ("successor", "field"),
+    [(conditional, "conditioning.base"), (style, "style.base"), (distill, "distillation.teacher")],
+)
+def test_its_successors_start_from_it_as_from_the_run(written, published, tmp_path, successor, field):
+    (section, name), taken = field.split("."), []
+    for base in (written, published):
+        config, run_dir = successor.get_config("test"), RunDirectory(tmp_path / base.name)
+        config[section][name] = str(base)
+        # A run must have come to its end, which a published model always has.
+        image = base_image_model(config, run_dir, make_mesh())
+        layers = parameter_partition.split(load_run(written).model.unet)[1]
+        temporal = {} if section == "style" else load_tree(run_dir.base, layers)  # a style has spatial ones alone
+        parts = image.unet, image.text_encoder
+        taken.append(named_leaves([nnx.to_pure_dict(nnx.state(each)) for each in parts] + [temporal]))
+    assert taken[0].keys() == taken[1].keys()
+    for name, leaf in taken[0].items():
+        np.testing.assert_array_equal(leaf, taken[1][name], err_msg=name)
