@@ -132,6 +132,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("prompts", None, "How many clips of each repeat; default: the protocol's.", 1)
     flags.DEFINE_integer("repeats", 1, "How often all are generated: with seeds SEED, SEED + 1, ...", 1)
     flags.DEFINE_bool("held_out", False, "moving_shapes: combinations of attributes that the training split lacks.")
+    flags.DEFINE_bool("two_objects", False, "moving_shapes: two objects in each prompt, rather than one.")
     flags.DEFINE_integer("seed", 0, "Of the prompts and of the noise.", 0)
     flags.DEFINE_float("guidance", None, "Classifier-free guidance weight; default: the run's config.")
     flags.DEFINE_integer("steps", None, "Denoising steps of the base model; default: the run's config.", 1)
@@ -169,6 +170,7 @@ def _of_flags() -> dict[str, Any]:
             clips=FLAGS.prompts or _PROMPTS,
             seed=FLAGS.seed,
             held_out=FLAGS.held_out,
+            two_objects=FLAGS.two_objects,
             frames=clip.frames,
             fps=clip.fps,
             size=size,
@@ -233,8 +235,9 @@ def check_flags() -> None:
         raise ValueError(f"--reference={FLAGS.reference} says nothing: moving_shapes are rendered to be compared with")
     if FLAGS.frames is not None and FLAGS.protocol == "moving_shapes":
         raise ValueError(f"--frames={FLAGS.frames} says nothing: moving_shapes' motion is read from whole clips")
-    if FLAGS.held_out and FLAGS.protocol != "moving_shapes":
-        raise ValueError(f"--held_out says nothing with --protocol={FLAGS.protocol}")
+    for name in ("held_out", "two_objects"):
+        if FLAGS[name].value and FLAGS.protocol != "moving_shapes":
+            raise ValueError(f"--{name} says nothing with --protocol={FLAGS.protocol}")
 
 
 def main(_argv: list[str]) -> None:

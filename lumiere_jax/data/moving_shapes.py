@@ -235,8 +235,10 @@ def prepare(data_dir: str | os.PathLike, config: str | MovingShapesConfig = "dem
     return builder
 
 
-def prompts(n: int, seed: int, held_out: bool = False, *, duration: float | int = 2.0) -> list[tuple[str, Scene]]:
-    """Captions of single objects with the scenes that they describe, for `evaluation.prompt_following`.
+def prompts(
+    n: int, seed: int, held_out: bool = False, *, duration: float | int = 2.0, two_objects: bool = False
+) -> list[tuple[str, Scene]]:
+    """Captions with the scenes that they describe, for `evaluation.prompt_following`.
 
     No scene of theirs is in any data set.
 
@@ -245,6 +247,7 @@ def prompts(n: int, seed: int, held_out: bool = False, *, duration: float | int 
       seed: of the scenes and of their wording.
       held_out: combinations of attributes that train does not have, rather than those that it has.
       duration: seconds that the scenes' motion lasts: matters for rendering them only.
+      two_objects: in each scene, rather than one.
 
     Raises:
       ValueError: a value out of its range.
@@ -252,7 +255,8 @@ def prompts(n: int, seed: int, held_out: bool = False, *, duration: float | int 
     if n < 1:
         raise ValueError(f"n={n} must be >= 1")
     indices = range(_FIRST_INDEX["prompts"], _FIRST_INDEX["prompts"] + n)
-    scenes = [scene(seed, index, duration=duration, two_object_probability=0.0, held_out=held_out) for index in indices]
+    how = {"duration": duration, "two_object_probability": float(two_objects), "held_out": held_out}
+    scenes = [scene(seed, index, **how) for index in indices]
     return [(caption(one, _caption_rng(one)), one) for one in scenes]
 
 

@@ -49,13 +49,16 @@ class Material:
     reference_sha256: str = ""
 
 
-def moving_shapes(*, clips: int, seed: int, held_out: bool, frames: int, fps: float, size: int) -> Material:
+def moving_shapes(
+    *, clips: int, seed: int, held_out: bool, two_objects: bool = False, frames: int, fps: float, size: int
+) -> Material:
     """Prompts whose scene is known.
 
     Args:
       clips: how many prompts.
       seed: of the prompts.
       held_out: combinations of attributes that the training split does not have.
+      two_objects: in each scene, rather than one.
       frames, fps, size: of the clips that the scenes are rendered to.
 
     Raises:
@@ -63,9 +66,11 @@ def moving_shapes(*, clips: int, seed: int, held_out: bool, frames: int, fps: fl
     """
     if frames < 4:
         raise ValueError(f"the model makes {frames} frames: motion cannot be read from fewer than 4")
-    prompts, scenes = zip(*shapes.prompts(clips, seed, held_out, duration=frames / fps), strict=True)
+    pairs = shapes.prompts(clips, seed, held_out, duration=frames / fps, two_objects=two_objects)
+    prompts, scenes = zip(*pairs, strict=True)
     rendered = [functools.partial(_rendered, scene, size, frames, fps) for scene in scenes]
     of_split = "held-out combinations" if held_out else "combinations of the training split"
+    of_split = f"two objects, {of_split}" if two_objects else of_split
     return Material(
         "moving_shapes",
         prompts,

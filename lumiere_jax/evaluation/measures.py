@@ -60,12 +60,11 @@ def measures_without_networks(row: Row, scenes: Sequence[Scene] | None) -> dict[
     clips = tqdm.tqdm(row.clips(), total=total, desc=row.name, unit="clip", leave=False)
     answers, motions, differences = [], [], []
     for number, clip in enumerate(clips):
-        if scenes is None:
-            motions.append(_motion(clip, row.fps))
-        else:
-            scene = scenes[number % len(scenes)]
+        scene = None if scenes is None else scenes[number % len(scenes)]
+        if scene is not None:
             answers.append(right_attributes(clip, scene, row.fps))
-            motions.append(motion_of(clip, scene, row.fps))
+        has_one_object = scene is not None and len(scene.objects) == 1  # whose track is compared with the scene's
+        motions.append(motion_of(clip, scene, row.fps) if has_one_object else _motion(clip, row.fps))
         if row.borders is not None:
             differences.append(neighbour_mse(clip))
     found = {} if scenes is None else {"prompt following": accuracy_of(answers)}

@@ -20,7 +20,7 @@ _MIN_AREA = 0.002  # Of an object; the smallest in the data, a shrunken circle, 
 
 
 class SeenObject(NamedTuple):
-    """What is seen of the largest object of a clip.
+    """What is seen of an object of a clip.
 
     Attributes:
       matte: how much of each pixel it covers, in [0, 1]; large frames are reduced.
@@ -40,8 +40,12 @@ class SeenObject(NamedTuple):
         return np.isfinite(self.track[:, 0])
 
 
-def seen_object(video: Float[np.ndarray, "frames height width 3"]) -> SeenObject:
+def seen_object(video: Float[np.ndarray, "frames height width 3"], colour: str | None = None) -> SeenObject:
     """Reads the largest object of a clip in [-1, 1].
+
+    Args:
+      video: of square frames.
+      colour: one of `shapes_scene.COLOURS`: the largest object of that colour; None: whatever its colour.
 
     Raises:
       ValueError: frames smaller than 16 pixels or not square, or values that are not finite.
@@ -63,18 +67,18 @@ def seen_object(video: Float[np.ndarray, "frames height width 3"]) -> SeenObject
         ]
     )
     colours = [names[row.argmax()] if row.any() else "" for row in weights]
-    colour = int(weights.sum(0).argmax())
-    shown = (nearest == colour) & (strength > 0)
+    chosen = int(weights.sum(0).argmax()) if colour is None else names.index(colour)
+    shown = (nearest == chosen) & (strength > 0)
     if not shown.any():
-        return SeenObject(np.zeros_like(strength), np.full((len(video), 3), np.nan), names[colour], colours)
+        return SeenObject(np.zeros_like(strength), np.full((len(video), 3), np.nan), names[chosen], colours)
     # The full colour as it is shown, which may be paler than in the palette: edge pixels are below it.
     full = np.percentile(strength[shown], 80)
     # A pixel that an object covers in part has that part of the object's chroma, as the background has none.
-    matte = np.clip(chroma @ hues[colour] / full, 0, 1)
+    matte = np.clip(chroma @ hues[chosen] / full, 0, 1)
     matte = matte * _largest_component(shown & (matte > 0.35))
     track, is_seen = np.full((len(video), 3), np.nan), matte.mean(axis=(1, 2)) > _MIN_AREA
     track[is_seen] = track_of(matte[is_seen])
-    return SeenObject(matte, track, names[colour], colours)
+    return SeenObject(matte, track, names[chosen], colours)
 
 
 def track_of(matte: Float[np.ndarray, "frames size size"]) -> Float[np.ndarray, "frames 3"]:

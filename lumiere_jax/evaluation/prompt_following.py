@@ -1,7 +1,8 @@
 """Whether a clip shows what its `moving_shapes` prompt says, read back by classical image processing.
 
 The colour, shape, direction and motion of the largest object in a generated clip are measured without any
-network, and compared with the scene that the prompt describes. Not from the paper, whose text alignment is
+network, and compared with the scene that the prompt describes. Of two objects, which have different colours, each is
+looked for by its colour. Not from the paper, whose text alignment is
 judged by CLIP similarity and by people (section 5.2): here the truth is known exactly.
 
     scenes = [scene for _, scene in moving_shapes.prompts(64, seed=0)]
@@ -62,13 +63,14 @@ def prompt_following_accuracy(
 
     Args:
       videos: clips in [-1, 1].
-      scenes: what each should show: one object.
+      scenes: what each should show.
       fps: of the clips.
 
     Returns:
-      For each of `ATTRIBUTES` and for "found" (an object was seen at all): `accuracy`, `n` (number of clips asked:
-      for the direction those of translating objects only), and the 95 % Wilson interval from `low` to `high`. A
-      clip without an object counts as wrong. With n = 0 the accuracy is NaN and the interval is [0, 1].
+      For each of `ATTRIBUTES`, for "found" (an object was seen at all) and for "all attributes" (together): `accuracy`,
+      `n` (number of clips asked: for the direction those of translating objects only), and the 95 % Wilson interval
+      from `low` to `high`. A clip without an object counts as wrong, and one of two objects counts as right where both
+      are. With n = 0 the accuracy is NaN and the interval is [0, 1].
 
     Raises:
       ValueError: another number of scenes than of videos, or as `right_attributes`.
@@ -82,36 +84,48 @@ def prompt_following_accuracy(
 def right_attributes(
     video: Float[np.ndarray, "frames height width 3"], scene: Scene, fps: float | int
 ) -> dict[str, bool]:
-    """Which attributes of a scene of one object a clip shows; "found": whether it shows an object at all.
+    """Which attributes of a scene a clip shows; "found": whether it shows its objects at all; "all attributes".
 
     Args:
       video: in [-1, 1].
-      scene: what it should show.
+      scene: what it should show. Of two objects both must be right.
       fps: frames per second.
 
     Returns:
-      no answer for the direction of an object that does not travel along a line.
+      no answer for the direction where no object travels along a line.
 
     Raises:
-      ValueError: as `read_attributes`, or the scene has two objects.
+      ValueError: as `read_attributes`.
     """
-    if len(scene.objects) != 1:
-        raise ValueError(
-            f"scene {scene.index} has {len(scene.objects)} objects, not one: take scenes as moving_shapes.prompts gives"
-        )
-    (truth,), seen = scene.objects, read_attributes(video, fps)
-    asked = (name for name in ATTRIBUTES if name != "direction" or truth.motion == "translating")
-    right = {name: seen is not None and getattr(seen, name) == getattr(truth, name) for name in asked}
-    return {"found": seen is not None, **right}
+    # One object is asked for its colour, too; of two each is known by it.
+    colours = [None] if len(scene.objects) == 1 else [truth.colour for truth in scene.objects]
+    answers: dict[str, list[bool]] = {}
+    for truth, colour in zip(scene.objects, colours, strict=True):
+        seen = read_attributes(video, fps, colour)
+        answers.setdefault("found", []).append(seen is not None)
+        for name in ATTRIBUTES:
+            if name != "direction" or truth.motion == "translating":
+                right = seen is not None and getattr(seen, name) == getattr(truth, name)
+                answers.setdefault(name, []).append(right)
+    together = {name: all(of_objects) for name, of_objects in answers.items()}
+    return together | {"all attributes": all(together.values())}
 
 
 def accuracy_of(answers: Sequence[Mapping[str, bool]]) -> dict[str, dict[str, float]]:
     """The accuracies of `prompt_following_accuracy`, from what `right_attributes` says of each clip."""
-    return {name: intervals.share([each[name] for each in answers if name in each]) for name in ("found", *ATTRIBUTES)}
+    names = ("found", *ATTRIBUTES, "all attributes")
+    return {name: intervals.share([each[name] for each in answers if name in each]) for name in names}
 
 
-def read_attributes(video: Float[np.ndarray, "frames height width 3"], fps: float | int) -> ObjectAttributes | None:
+def read_attributes(
+    video: Float[np.ndarray, "frames height width 3"], fps: float | int, colour: str | None = None
+) -> ObjectAttributes | None:
     """Measures the largest object of a clip in [-1, 1]; None where no object is seen in most of the frames.
+
+    Args:
+      video: in [-1, 1].
+      fps: frames per second.
+      colour: of the object to look for; None: whatever its colour.
 
     Raises:
       ValueError: fewer than 4 frames, frames smaller than 16 pixels or not square, or values that are not finite.
@@ -119,7 +133,7 @@ def read_attributes(video: Float[np.ndarray, "frames height width 3"], fps: floa
     frames = len(video)
     if frames < 4:
         raise ValueError(f"video has {frames} frames: motion cannot be read from fewer than 4")
-    found = seen_object(video)
+    found = seen_object(video, colour)
     seen = np.flatnonzero(found.is_seen)
     if len(seen) < max(4, _MIN_FRAMES * frames):
         return None
