@@ -1,7 +1,8 @@
 """Makes the gallery with the model that ships: `python docs/gallery/make.py`, in the repository's root.
 
-What is given (picture, video, mask) is drawn: a blue circle that moves to the left, and a box in the middle. A style is
-trained first, in demo/style, if it is not there yet.
+Clips of each application, the README's moving picture, and the curves of docs/model_card.md from the histories of its
+trainings in docs/lumiere_shapes. What is given (picture, video, mask) is drawn: a blue circle that moves to the left,
+and a box in the middle. A style is trained first, in demo/style, if it is not there yet.
 """
 
 import json
@@ -11,23 +12,32 @@ import subprocess
 import sys
 import tempfile
 
+import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image
 
 from lumiere_jax.data import moving_shapes, video_io
 from lumiere_jax.data.shapes_scene import Scene
 from lumiere_jax.provenance.metadata import file_metadata
+from lumiere_jax.train_history import curve
 
 HERE = pathlib.Path(__file__).parent
 SHAPES = "pretrained/lumiere_shapes"
 STYLE = "demo/style"
 SIZE, FRAMES, FPS = 64, 40, 8  # of what is given, and of the enlarged clips
 SHOWN = 3  # pixels of a side in moving.gif for one of a clip's
+# Of each training the validation losses that are drawn.
+_HISTORIES = {
+    "image_model": {"loss": "image model"},
+    "base": {"loss": "Space-Time U-Net", "image_model_loss": "image model, frame by frame"},
+    "conditional": {"loss": "with what is given", "text_alone_loss": "from text alone"},
+}
 PROMPT = "a large blue circle moving left"
 
 
 def main() -> None:
-    """Trains the style, draws what is given, and makes one clip after the other."""
+    """Draws the curves, trains the style, draws what is given, and makes one clip after the other."""
+    _draw_curves()
     _run(
         "train",
         "--config=configs/style.py:shapes",
@@ -86,6 +96,21 @@ def _draw_given(made: pathlib.Path) -> None:
 def _is_wanted(scene: Scene) -> bool:
     (moving,) = scene.objects
     return (moving.shape, moving.colour, moving.size, moving.direction) == ("circle", "blue", "large", "left")
+
+
+def _draw_curves() -> None:
+    """docs/pictures/lumiere_shapes_curves.png: losses on held-out clips at fixed noise levels."""
+    figure, panels = plt.subplots(1, len(_HISTORIES), figsize=(10, 2.8), layout="constrained")
+    for panel, (name, lines) in zip(panels, _HISTORIES.items(), strict=True):
+        text = (HERE.parent / f"lumiere_shapes/{name}.jsonl").read_text()
+        records = [json.loads(line) for line in text.splitlines()]
+        for loss, label in lines.items():
+            panel.plot(*curve(records, f"validation/{loss}"), marker=".", label=label)
+        panel.set(title=name.replace("_", " "), xlabel="steps", yscale="log")
+        panel.legend(frameon=False, fontsize=8)
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("validation loss")
+    figure.savefig(HERE.parent / "pictures/lumiere_shapes_curves.png", dpi=120)
 
 
 def _write_moving_picture(files: list[pathlib.Path]) -> None:
