@@ -62,11 +62,9 @@ def main() -> None:
         for name, flags in applications.items():
             prompt = PROMPT.replace("blue", "yellow") if name == "edit" else PROMPT
             _sample(made / name, f"--prompt={prompt}", *flags, enlarged=True)
-            (clip,) = (made / name).glob("*_high_resolution.mp4")
-            frames, facts = video_io.decode_video(clip)[0][::5], json.loads(clip.with_suffix(".json").read_text())
-            sheet = HERE / f"{name}_sheet.png"
-            video_io.write_contact_sheet(sheet, frames, metadata=file_metadata(facts["prompt"], facts))
-            shutil.copy(clip.with_name(f"{clip.stem}_xt.png"), HERE / f"{name}_xt.png")
+            for end in ("sheet", "xt"):
+                (file,) = (made / name).glob(f"*_high_resolution_{end}.png")
+                shutil.copy(file, HERE / f"{name}_{end}.png")
         alphas = ("--task=stylize", f"--style={STYLE}", "--alpha=0,0.25,0.5,0.75,1")
         _sample(made / "alphas", f"--prompt={PROMPT}", base, *alphas)
         (file,) = (made / "alphas").glob("*_alphas.png")
