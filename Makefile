@@ -57,30 +57,33 @@ test: lint
 test-slow: $(INSTALLED)
 	$(PYTEST) -m slow
 
-TRAIN = $(BIN)/python -m lumiere_jax.train
-SAMPLE = $(BIN)/python -m lumiere_jax.sample
+# Huge pages for what XLA allocates on a CPU: docs/performance.md. Other systems than Linux pass it over.
+HUGE_PAGES = GLIBC_TUNABLES=glibc.malloc.hugetlb=1
+TRAIN = $(HUGE_PAGES) $(BIN)/python -m lumiere_jax.train
+SAMPLE = $(HUGE_PAGES) $(BIN)/python -m lumiere_jax.sample
 
 # $(call step,heading,command)
 step = printf '\n=== %s\n%s\n\n' '$(1)' '$(2)'; $(2)
 
 # The model that ships: docs/model_card.md.
 SHAPES = pretrained/lumiere_shapes
-ENLARGED = --super_resolution=$(SHAPES)/super_resolution
+# Of one of the eight clips that it is fine-tuned on.
+CAPTION = --prompt="a medium-sized cyan ball bounces"
 
 demo: $(INSTALLED)
 	@set -eu; start=$$(date +%s); \
-	$(call step,1 of 4: text to video,$(SAMPLE) --checkpoint=$(SHAPES)/base $(ENLARGED) \
+	$(call step,1 of 4: text to video,$(SAMPLE) --checkpoint=$(SHAPES)/base \
+	  --super_resolution=$(SHAPES)/super_resolution \
 	  --prompts_file=docs/demo_prompts.txt --batch_size=1 --output=demo/samples); \
-	$(call step,2 of 4: a picture to video,$(SAMPLE) --checkpoint=$(SHAPES)/conditional $(ENLARGED) \
+	$(call step,2 of 4: a picture to video,$(SAMPLE) --checkpoint=$(SHAPES)/conditional \
 	  --task=image_to_video --image=docs/gallery/first_frame.png --prompt="a large blue circle moving left" \
 	  --output=demo/image_to_video); \
 	$(call step,3 of 4: fine-tuning on eight clips that it has not seen,$(TRAIN) --config=configs/stunet.py:shapes \
 	  --config.init_from=$(SHAPES)/base --config.dataset.path=eight_long_clips --config.training.steps=100 \
 	  --config.training.validate_every=50 --config.training.preview_every=0 \
 	  --workdir=demo/fine_tuned); \
-	$(call step,4 of 4: the same prompt before and after,\
-	  $(SAMPLE) --checkpoint=$(SHAPES)/base --prompts_file=docs/fine_tuning_prompts.txt --output=demo/before; \
-	  $(SAMPLE) --checkpoint=demo/fine_tuned --prompts_file=docs/fine_tuning_prompts.txt --output=demo/after); \
+	$(call step,4 of 4: a caption of theirs before,$(SAMPLE) --checkpoint=$(SHAPES)/base $(CAPTION) --output=demo/before); \
+	$(call step,... and after,$(SAMPLE) --checkpoint=demo/fine_tuned $(CAPTION) --output=demo/after); \
 	seconds=$$(( $$(date +%s) - start )); \
 	printf '\n=== done in %d min %d s: look at demo/samples, image_to_video, before, after\n' \
 	  $$((seconds / 60)) $$((seconds % 60))
