@@ -30,7 +30,6 @@ SHOWN = 3  # pixels of a side in moving.gif for one of a clip's
 _HISTORIES = {
     "image_model": {"loss": "image model"},
     "base": {"loss": "Space-Time U-Net", "image_model_loss": "image model, frame by frame"},
-    "conditional": {"loss": "with what is given", "text_alone_loss": "from text alone"},
 }
 PROMPT = "a large blue circle moving left"
 
@@ -100,7 +99,7 @@ def _is_wanted(scene: Scene) -> bool:
 
 def _draw_curves() -> None:
     """docs/pictures/lumiere_shapes_curves.png: losses on held-out clips at fixed noise levels."""
-    figure, panels = plt.subplots(1, len(_HISTORIES), figsize=(10, 2.8), layout="constrained")
+    figure, panels = plt.subplots(1, len(_HISTORIES), figsize=(8, 2.8), layout="constrained")
     for panel, (name, lines) in zip(panels, _HISTORIES.items(), strict=True):
         text = (HERE.parent / f"lumiere_shapes/{name}.jsonl").read_text()
         records = [json.loads(line) for line in text.splitlines()]
