@@ -24,7 +24,7 @@ from lumiere_jax.train_history import curve
 HERE = pathlib.Path(__file__).parent
 SHAPES = "pretrained/lumiere_shapes"
 STYLE = "demo/style"
-SIZE, FRAMES, FPS = 64, 40, 8  # of what is given, and of the enlarged clips
+SIZE, FRAMES, FPS = 64, 40, 8  # of what is given
 SHOWN = 3  # pixels of a side in moving.gif for one of a clip's
 # Of each training the validation losses that are drawn.
 _HISTORIES = {
@@ -60,15 +60,17 @@ def main() -> None:
         }
         for name, flags in applications.items():
             prompt = PROMPT.replace("blue", "yellow") if name == "edit" else PROMPT
-            _sample(made / name, f"--prompt={prompt}", *flags, enlarged=True)
+            _sample(made / name, f"--prompt={prompt}", *flags)
             for end in ("sheet", "xt"):
-                (file,) = (made / name).glob(f"*_high_resolution_{end}.png")
+                (file,) = (made / name).glob(f"*_{end}.png")
                 shutil.copy(file, HERE / f"{name}_{end}.png")
         alphas = ("--task=stylize", f"--style={STYLE}", "--alpha=0,0.25,0.5,0.75,1")
         _sample(made / "alphas", f"--prompt={PROMPT}", base, *alphas)
         (file,) = (made / "alphas").glob("*_alphas.png")
         shutil.copy(file, HERE / "alphas.png")
-        _sample(made / "moving", "--prompts_file=docs/demo_prompts.txt", base, enlarged=True)
+        # Super-resolution takes four times as long as the clips, on a CPU: it is for the README's alone.
+        enlarging = f"--super_resolution={SHAPES}/super_resolution"
+        _sample(made / "moving", "--prompts_file=docs/demo_prompts.txt", base, enlarging)
         _write_moving_picture(sorted((made / "moving").glob("*_high_resolution.mp4")))
 
 
@@ -76,9 +78,8 @@ def _run(module: str, *flags: str) -> None:
     subprocess.run([sys.executable, "-m", f"lumiere_jax.{module}", *flags], check=True)
 
 
-def _sample(output: pathlib.Path, *flags: str, enlarged: bool = False) -> None:
-    enlarging = [f"--super_resolution={SHAPES}/super_resolution"] if enlarged else []
-    _run("sample", f"--output={output}", *enlarging, *flags)
+def _sample(output: pathlib.Path, *flags: str) -> None:
+    _run("sample", f"--output={output}", *flags)
 
 
 def _draw_given(made: pathlib.Path) -> None:
