@@ -75,7 +75,7 @@ def check_clips(rows, captions, frames, size):
         assert video.shape == (frames, size, size, 3)
         assert video.std() > 1  # a picture, not a blank
         np.testing.assert_allclose(np.diff(times), 1 / 8, atol=1e-3)
-        assert Image.open(io.BytesIO(sheet)).size == (frames * (size + 2) - 2, size)
+        assert Image.open(io.BytesIO(sheet)).size == (min(frames, 8) * (size + 2) - 2, size)  # evenly spaced ones
         assert Image.open(io.BytesIO(xt)).size[0] == size
 
 
