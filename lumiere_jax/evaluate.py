@@ -104,7 +104,7 @@ def evaluate(
     read = functools.partial(functools.partial, read_clip, frames=frames)
     borders = _borders(super_resolution, run.config.clip.frames) if frames is None else None
     rows = [Row(names[kind], [list(map(read, files[kind])) for files in made], fps, borders) for kind in made[0]]
-    if material.name == "moving_shapes":
+    if material.reference is not None:  # has no windows: what the same pairs of frames differ by without
         material = dataclasses.replace(material, reference=dataclasses.replace(material.reference, borders=borders))
     size = run.config.clip.size * whole_factor(super_resolution)
     facts = {

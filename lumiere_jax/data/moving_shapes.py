@@ -98,6 +98,8 @@ class MovingShapesConfig(tfds.core.BuilderConfig):
         return self.frames / self.fps
 
 
+_EIGHT = {"train": 8, "validation": 0, "held_out": 0, "seed": 7, "two_object_probability": 0}
+
 BUILDER_CONFIGS = {
     "demo": MovingShapesConfig(name="demo"),
     "one_object": MovingShapesConfig(name="one_object", two_object_probability=0.0),
@@ -118,28 +120,9 @@ BUILDER_CONFIGS = {
         name="five_seconds", frames=40, fps=8, train=8000, validation=200, held_out=200, two_object_probability=0
     ),
     # To be learned by heart (docs/overfit.md). Few frames a second, so that 8 of them show a whole motion.
-    "eight_clips": MovingShapesConfig(
-        name="eight_clips",
-        size=32,
-        frames=8,
-        fps=4,
-        train=8,
-        validation=0,
-        held_out=0,
-        seed=7,
-        two_object_probability=0,
-    ),
+    "eight_clips": MovingShapesConfig(name="eight_clips", size=32, frames=8, fps=4, **_EIGHT),
     # To fine-tune lumiere-shapes on, in minutes (docs/demo.md).
-    "eight_long_clips": MovingShapesConfig(
-        name="eight_long_clips",
-        frames=40,
-        fps=8,
-        train=8,
-        validation=0,
-        held_out=0,
-        seed=7,
-        two_object_probability=0,
-    ),
+    "eight_long_clips": MovingShapesConfig(name="eight_long_clips", frames=40, fps=8, **_EIGHT),
     "full": MovingShapesConfig(
         name="full", size=128, frames=80, train=50_000, validation=500, held_out=500, two_object_probability=0.3
     ),
