@@ -36,7 +36,7 @@ from lumiere_jax.evaluation.result import comparison, measured, protocol_of, rea
 from lumiere_jax.evaluation.result_table import table
 from lumiere_jax.pipelines.results import description
 from lumiere_jax.pipelines.super_resolution import whole_factor
-from lumiere_jax.sample import define_device_flags
+from lumiere_jax.sample_flags import define_device_flags
 
 PROTOCOLS = ("moving_shapes", "ucf101_zero_shot", "folder")
 _PROMPTS = 100  # of moving_shapes

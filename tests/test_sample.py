@@ -9,9 +9,10 @@ from PIL import Image
 from random_runs import random_run, write_run
 from small_runs import command
 
-from lumiere_jax import sample
+from lumiere_jax import sample_flags
 from lumiere_jax.data.video_io import decode_video
 from lumiere_jax.provenance.watermark_detection import detect
+from lumiere_jax.sample_flags import approximation_flags, enlarging_flags, window_flags
 
 
 def test_windows_tiles_and_a_chain(tmp_path):
@@ -55,11 +56,19 @@ def test_windows_tiles_and_a_chain(tmp_path):
 @pytest.mark.parametrize(
     ("choices_of", "given", "message"),
     [
-        (sample.window_flags, {"window_overlap": 2}, "--window_overlap=2 says nothing without --window"),
-        (sample.window_flags, {"window_batch": 1}, "--window_batch=1 says nothing without --window"),
-        (sample.window_flags, {"window_weights": "uniform"}, "--window_weights=uniform says nothing without windows"),
-        (sample.approximation_flags, {"shallow_layers": 2}, "--shallow_layers=2 says nothing without --deep_features"),
-        (sample.enlarging_flags, {"tile_overlap": 0}, "--tile_overlap=0 says nothing without --tile"),
+        (window_flags, {"window_overlap": 2}, "--window_overlap=2 says nothing without --window"),
+        (window_flags, {"window_batch": 1}, "--window_batch=1 says nothing without --window"),
+        (
+            window_flags,
+            {"window_weights": "uniform"},
+            "--window_weights=uniform says nothing without windows",
+        ),
+        (
+            approximation_flags,
+            {"shallow_layers": 2},
+            "--shallow_layers=2 says nothing without --deep_features",
+        ),
+        (enlarging_flags, {"tile_overlap": 0}, "--tile_overlap=0 says nothing without --tile"),
     ],
 )
 def test_flags_that_say_nothing(monkeypatch, choices_of, given, message):
@@ -71,6 +80,6 @@ def test_flags_that_say_nothing(monkeypatch, choices_of, given, message):
     flags.DEFINE_string("window_weights", given.get("window_weights"), "", flag_values=values)
     flags.DEFINE_multi_string("super_resolution", [], "", flag_values=values)
     values.mark_as_parsed()
-    monkeypatch.setattr(sample, "FLAGS", values)
+    monkeypatch.setattr(sample_flags, "FLAGS", values)
     with pytest.raises(ValueError, match=message):
         choices_of()
