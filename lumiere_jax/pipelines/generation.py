@@ -7,7 +7,7 @@ for guidance, threshold and what is given, which leave it alone.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
 import jax
@@ -116,7 +116,7 @@ def sampling_settings(
     *,
     steps: int | None = None,
     guidance_weight: float | None = None,
-    guidance_interval: tuple[float, float] | None = None,
+    guidance_interval: Sequence[float] | None = None,
     guidance_rescale: float | None = None,
     sampler: str | None = None,
     spacing: str | None = None,
@@ -182,7 +182,7 @@ def sampling_settings(
         spacing=defaults.get("spacing", "uniform") if spacing is None else spacing,
         variance=variance,
         align_corners=config.diffusion.align_corners,
-        guidance_interval=interval if guidance_interval is None else guidance_interval,
+        guidance_interval=interval if guidance_interval is None else tuple(guidance_interval),
         guidance_rescale=defaults.get("guidance_rescale", 0.0) if guidance_rescale is None else guidance_rescale,
         windows=windows,
         window_batch=window_batch,

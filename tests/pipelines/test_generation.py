@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_runs import random_run
 
 from lumiere_jax.diffusion.noise_schedule import CosineSchedule
-from lumiere_jax.pipelines.generation import Settings, guided_denoiser
+from lumiere_jax.pipelines.generation import Settings, guided_denoiser, sampling_settings
 
 X = jnp.asarray(np.random.default_rng(0).normal(size=(2, 1, 2, 2, 3)), jnp.float32)
 TEXTS = jnp.full((2, 4, 5), 0.5), jnp.full((2, 4, 5), -0.25)
@@ -36,6 +37,12 @@ def test_clips_are_guided_in_an_interval_alone(t, is_guided):
     weight = -0.25 + 3 * 0.75 if is_guided else 0.5
     np.testing.assert_allclose(result, X * weight + 1000 * t, rtol=1e-5)
     assert [times.shape for times in seen] == [(4,) if is_guided else (2,)]
+
+
+def test_an_interval_may_be_given_as_a_list():
+    """As JSON has it; what a program is specialised to must be hashable all the same."""
+    made = [sampling_settings(random_run().config, guidance_interval=interval) for interval in ([0.3, 0.6], (0.3, 0.6))]
+    assert len(set(made)) == 1
 
 
 def test_each_clip_may_have_a_time_of_its_own():
