@@ -1,6 +1,5 @@
 """What a training step computes: gradients against finite differences; and what the frozen parameters cost."""
 
-import dataclasses
 import functools
 
 import jax
@@ -65,33 +64,6 @@ def test_gradients_of_every_temporal_parameter():
         name = jax.tree_util.keystr(path)
         assert abs(expected) > 1e-6, f"the loss does not depend on {name}"
         np.testing.assert_allclose(np.vdot(slope, direction), expected, rtol=1e-6, atol=1e-10, err_msg=name)
-
-
-def test_noisy_times_are_drawn_more_often_where_the_objective_says_so():
-    """The loss of a step restated: at times u ** 0.5 it is what it should be, and another one than at times u."""
-    model = TextToVideo(None, randomised(smallest_stunet()))
-    graphdef, trained, frozen = parameter_partition.split(model)
-    clips = jax.tree.map(lambda array: array.astype(jnp.float32), batch(2, 3, 4))
-    optimizer = optax.sgd(1.0)
-    found = {}
-    for power in (1.0, 0.5):
-        objective = dataclasses.replace(OBJECTIVE, time_power=power)
-        step = jax.jit(step_function(graphdef, optimizer, objective))
-        found[power] = float(step(create_state(trained, optimizer), frozen, clips)[1]["loss"])
-
-    loss_key, given_key = jax.random.split(jax.random.fold_in(jax.random.key(0), 0))
-    time_key, noise_key = jax.random.split(loss_key)
-    offset = float(jax.random.uniform(time_key))
-    times = np.sqrt([1.0 - offset, 1.0 - (offset + 0.5) % 1.0])
-    noise = _draw(jnp.asarray(times, jnp.float32), noise_key, given_key, clips.video, OBJECTIVE).noise
-    expected = 0.0
-    for clip, t in enumerate(times):
-        alpha, sigma = map(float, OBJECTIVE.schedule.alpha_sigma(jnp.float32(t)))
-        noisy = alpha * clips.video[clip] + sigma * noise[clip]
-        prediction = model.predict(noisy[None], jnp.full(1, 1000.0 * t, jnp.float32), clips.text[clip : clip + 1])
-        expected += float(jnp.mean((prediction - (alpha * noise[clip] - sigma * clips.video[clip])) ** 2)) / 2
-    assert found[0.5] == pytest.approx(expected, rel=1e-4)
-    assert abs(found[1.0] - found[0.5]) > 1e-2
 
 
 # ------------------------------------------------------------------------------------ what a student learns
