@@ -84,8 +84,6 @@ def inflated(image: ml_collections.ConfigDict, variant: str) -> ml_collections.C
     if variant == "shapes":
         config.clip.frames = 40
         config.temporal.text_attention = True  # "to the left" means nothing to an image model of single frames
-        # Forty frames together show under more noise what one of them does not: there is where motion is decided.
-        config.training.time_power = 0.5
         config.training.update({"steps": 10_000, "checkpoint_every": 250, "validate_every": 500, "preview_every": 2500})
     if variant == "small":
         config.compute_dtype = image.compute_dtype

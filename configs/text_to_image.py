@@ -119,8 +119,6 @@ def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
         "batch_size": 16,
         "image_share": 0.0,  # of the batches of a video model: single frames, image_batch_size of them
         "image_batch_size": 0,
-        # Diffusion times are drawn as u ** time_power, u uniform: below 1 more of the noisy ones.
-        "time_power": 1.0,
         "accumulation_steps": 1,  # parts of a batch, whose gradients are added up to save memory
         "optimizer": "adamw",  # or adafactor
         "learning_rate": 1e-3,

@@ -37,8 +37,6 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     for field in ("steps", "batch_size", "accumulation_steps", "checkpoint_every", "log_every", "validation_clips"):
         if config.training[field] < 1:
             raise ValueError(f"training.{field}={config.training[field]} must be at least 1")
-    if not config.training.get("time_power", 1.0) > 0:
-        raise ValueError(f"training.time_power={config.training.time_power} must be positive; 1 draws all times alike")
     decays = config.training.ema_decays
     if not decays or not all(0 <= decay < 1 for decay in decays):
         raise ValueError(f"training.ema_decays={decays}: give at least one decay, each at least 0 and below 1")

@@ -189,7 +189,6 @@ def make_objective(config: ml_collections.ConfigDict) -> Objective:
         schedule=noise_schedule.from_config(fields.schedule, fields.log_snr_shift),
         prediction=fields.prediction,
         weighting=fields.weighting,
-        time_power=config.training.get("time_power", 1.0),  # runs from before this field have none
         low_res_factor=fields.low_res_factor or None,
         max_noise_level=fields.max_noise_level,
         max_blur=fields.max_blur,

@@ -51,7 +51,6 @@ class Objective:
     schedule: NoiseSchedule
     prediction: str = "v"  # epsilon, x0 or v
     weighting: str = "uniform"
-    time_power: float = 1.0  # of `stratified_times`
     low_res_factor: int | None = None  # super-resolution: how many times smaller the given video is
     # Super-resolution: how the low-resolution video is made worse and enlarged.
     max_noise_level: float = 0.3  # largest augmentation, as a time
@@ -143,7 +142,7 @@ def train_step(
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     loss_key, given_key = jax.random.split(key)
     time_key, noise_key = jax.random.split(loss_key)
-    times = diffusion_loss.stratified_times(time_key, batch.video.shape[0], objective.time_power)
+    times = diffusion_loss.stratified_times(time_key, batch.video.shape[0])
     draws = _draw(times, noise_key, given_key, batch.video, objective)
 
     teach = _denoiser_of(teacher, graphdef, frozen, objective)

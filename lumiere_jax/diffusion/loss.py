@@ -55,15 +55,14 @@ def diffusion_loss(
     return jnp.mean(per_clip), per_clip
 
 
-def stratified_times(key: PRNGKeyArray, batch: int, power: float = 1.0) -> Float[Array, " {batch}"]:
-    """Times u ** power in (0, 1], each u uniform over (0, 1] when looked at alone, one in each of `batch` intervals.
+def stratified_times(key: PRNGKeyArray, batch: int) -> Float[Array, " {batch}"]:
+    """Times in (0, 1], one in each of `batch` equal intervals, each uniform over (0, 1] when looked at alone.
 
     One random offset is shared by the batch (Kingma et al. 2021, "Variational diffusion models", appendix I.1): the
-    loss varies less from batch to batch than with independent times. A power below 1 draws noisy times more often: the
-    density at time t is proportional to t ** (1 / power - 1).
+    loss varies less from batch to batch than with independent times.
     """
     offset = jax.random.uniform(key)
-    return (1.0 - (offset + jnp.arange(batch) / batch) % 1.0) ** power
+    return 1.0 - (offset + jnp.arange(batch) / batch) % 1.0
 
 
 def loss_weight(
