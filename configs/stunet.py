@@ -71,7 +71,6 @@ def inflated(image: ml_collections.ConfigDict, variant: str) -> ml_collections.C
         "resampler_kernel": 3,
         "resampler_init": "identity",
         "attention_levels": "coarsest",
-        "text_attention": False,  # the temporal layers at the coarsest level read the text themselves
     }
     config.remat = image.remat.copy_and_resolve_references()
     config.diffusion = image.diffusion
@@ -83,7 +82,6 @@ def inflated(image: ml_collections.ConfigDict, variant: str) -> ml_collections.C
     config.fsdp = False
     if variant == "shapes":
         config.clip.frames = 40
-        config.temporal.text_attention = True  # "to the left" means nothing to an image model of single frames
         config.training.update({"steps": 10_000, "checkpoint_every": 250, "validate_every": 500, "preview_every": 2500})
     if variant == "small":
         config.compute_dtype = image.compute_dtype

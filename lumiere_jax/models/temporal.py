@@ -17,7 +17,6 @@ image model maps its frames. Every parameter here has the type `TemporalParam`; 
 """
 
 import dataclasses
-import itertools
 from typing import Literal
 
 import jax
@@ -58,9 +57,6 @@ class TemporalConfig:
     resampler_kernel: int = 3  # not from the paper
     resampler_init: Literal["identity", "he", "tent"] = "identity"  # App. B; the others for benchmarks/initialization
     attention_levels: Literal["coarsest", "all"] = "coarsest"  # Fig. 4; "all" for benchmarks/temporal_hierarchy
-    # Not from the paper, whose temporal layers know of the text what the frozen image model makes of it. Image models
-    # that were trained on single frames of a small world make nothing of "to the left" (docs/model_card.md).
-    text_attention: bool = False
 
     def __post_init__(self):
         if self.resampler_init not in _RESAMPLER_KERNELS:
@@ -171,49 +167,14 @@ def rotate_by_time(x: Float[Array, "*batch frames heads width"]) -> Float[Array,
     return jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1).reshape(x.shape)
 
 
-class MotionTextAttention(Rematerializable):
-    """Cross-attention of each pixel of each frame to the text, pre-normalised, added to its input.
-
-    Not in the paper's Fig. 4c: see `TemporalConfig.text_attention`.
-    """
-
-    def __init__(self, features: int, head_dim: int, text_dim: int, *, rngs: nnx.Rngs):
-        self.heads = features // head_dim
-        self.norm = LayerNorm(features, param=TemporalParam)
-        self.norm_text = LayerNorm(text_dim, param=TemporalParam)
-        self.to_q = Linear(features, features, param=TemporalParam, rngs=rngs)
-        self.to_kv = Linear(text_dim, 2 * features, param=TemporalParam, rngs=rngs)
-        self.to_out = Linear(features, features, kernel_init=fan_in_normal, param=TemporalParam, rngs=rngs)
-
-    @rematerialized("temporal")
-    def __call__(
-        self, x: Float[Array, "batch frames height width channels"], context: TextContext
-    ) -> Float[Array, "batch frames height width channels"]:
-        batch, tokens, _ = context.tokens.shape
-        query = self.to_q(self.norm(x)).reshape(batch, -1, self.heads, x.shape[-1] // self.heads)
-        text = self.to_kv(self.norm_text(context.tokens)).reshape(batch, tokens, 2, self.heads, -1)
-        bias = None if context.bias is None else context.bias[:, None, None, :]
-        out = attention(query, Attended(text[:, :, 0], text[:, :, 1], bias))
-        return x + self.to_out(out.reshape(x.shape))
-
-
 class AttentionInflationBlock(nnx.Module):
-    """Paper Fig. 4c: L stacked temporal attentions beside the pre-trained layer it contains.
-
-    With `config.text_attention` each of them is followed by an attention to the text.
-    """
+    """Paper Fig. 4c: L stacked temporal attentions beside the pre-trained layer it contains."""
 
     def __init__(self, spatial: SpatialLayer | MiddleLayer, config: TemporalConfig, *, rngs: nnx.Rngs):
-        features, head_dim = spatial.out_features, config.attention_head_dim
+        features = spatial.out_features
         self.spatial = spatial
         self.attentions = nnx.List(
-            [TemporalAttention(features, head_dim, rngs=rngs) for _ in range(config.attention_layers)]
-        )
-        self.text_attentions = nnx.List(
-            [
-                MotionTextAttention(features, head_dim, spatial.text_dim, rngs=rngs)
-                for _ in range(config.attention_layers * config.text_attention)
-            ]
+            [TemporalAttention(features, config.attention_head_dim, rngs=rngs) for _ in range(config.attention_layers)]
         )
         self.projection = Linear(features, features, kernel_init=zeros, param=TemporalParam, rngs=rngs)
 
@@ -224,10 +185,8 @@ class AttentionInflationBlock(nnx.Module):
         context: TextContext,
     ) -> Float[Array, "batch frames height width out"]:
         h = out = self.spatial(x, embedding, context)
-        for layer, text_layer in itertools.zip_longest(self.attentions, self.text_attentions):
+        for layer in self.attentions:
             h = layer(h)
-            if text_layer is not None:
-                h = text_layer(h, context)
         return out + self.projection(h)
 
 

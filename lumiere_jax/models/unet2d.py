@@ -268,7 +268,7 @@ class SpatialLayer(nnx.Module):
         has_attention: bool,
         rngs: nnx.Rngs,
     ):
-        self.out_features, self.act_fn, self.text_dim = out_features, config.act_fn, config.cross_attention_dim
+        self.out_features, self.act_fn = out_features, config.act_fn
         self.resnet = ResnetBlock(in_features, out_features, config, rngs=rngs)
         self.attention = SpatialAttention(out_features, config, rngs=rngs) if has_attention else None
 
@@ -302,7 +302,7 @@ class MiddleLayer(nnx.Module):
     """Residual block, attention, residual block at the coarsest level."""
 
     def __init__(self, features: int, config: UNet2DConfig, *, rngs: nnx.Rngs):
-        self.out_features, self.text_dim = features, config.cross_attention_dim
+        self.out_features = features
         factor = config.mid_block_scale_factor
         self.resnet_0 = ResnetBlock(features, features, config, rngs=rngs, scale_factor=factor)
         self.attention = SpatialAttention(features, config, rngs=rngs)

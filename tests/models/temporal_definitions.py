@@ -79,26 +79,6 @@ def one_head(q, k, v):
     return weights / weights.sum(-1, keepdims=True) @ v
 
 
-def text_attention(p, x, text, bias, head_dim):
-    """Each pixel of each frame attends to the text, added to x."""
-
-    def normalised(p, x):
-        normal = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
-        return normal * p["scale"] + p["bias"]
-
-    y = x.copy()
-    for clip, frame, row, column in np.ndindex(x.shape[:-1]):
-        q = linear(p["to_q"], normalised(p["norm"], x[clip, frame, row, column]))
-        k, v = np.split(linear(p["to_kv"], normalised(p["norm_text"], text[clip])), 2, axis=-1)
-        attended = np.zeros_like(q)
-        for first in range(0, x.shape[-1], head_dim):
-            head = np.s_[first : first + head_dim]
-            weights = np.exp(k[:, head] @ q[head] / math.sqrt(head_dim) + bias[clip])
-            attended[head] = weights / weights.sum() @ v[:, head]
-        y[clip, frame, row, column] += linear(p["to_out"], attended)
-    return y
-
-
 def convolution_block(p, spatial_out, act, groups):
     """Paper Fig. 4b, from the output of the pre-trained spatial layer on."""
     h = space_convolution(p["spatial_conv"], spatial_out)
@@ -108,13 +88,11 @@ def convolution_block(p, spatial_out, act, groups):
     return spatial_out + linear(p["projection"], h)
 
 
-def attention_block(p, spatial_out, head_dim, text=None, bias=None):
-    """Paper Fig. 4c, from the output of the pre-trained spatial layer on; where there is a text, it is read too."""
+def attention_block(p, spatial_out, head_dim):
+    """Paper Fig. 4c, from the output of the pre-trained spatial layer on."""
     h = spatial_out
     for layer in range(len(p["attentions"])):
         h = time_attention(p["attentions"][layer], h, head_dim)
-        if text is not None:
-            h = text_attention(p["text_attentions"][layer], h, text, bias, head_dim)
     return spatial_out + linear(p["projection"], h)
 
 

@@ -191,13 +191,6 @@ def test_new_stunet_is_the_image_model_on_still_clips(frames):
     np.testing.assert_allclose(run(inflated(), video), np.repeat(run(image_model(), image), frames, 1), atol=1e-9)
 
 
-def test_new_stunet_that_reads_the_text_is_the_image_model_on_still_clips():
-    video, image = still_clip(3)
-    reading = inflated(dataclasses.replace(TEMPORAL, text_attention=True))
-    assert len(reading.middle.text_attentions) == 2
-    np.testing.assert_allclose(run(reading, video), np.repeat(run(image_model(), image), 3, 1), atol=1e-9)
-
-
 @pytest.mark.parametrize("init", ["tent", "he"])
 def test_other_initialisations_break_the_identity(init):
     video, image = still_clip(5)

@@ -25,10 +25,10 @@ def spatial_config(act="gelu"):
     return UNet2DConfig(act_fn=act, norm_num_groups=2, attention_head_dim=4, time_embedding_dim=6)
 
 
-def block(kind, spatial, *arguments, config=TEMPORAL, bias=None):
+def block(kind, spatial, *arguments, config=TEMPORAL):
     """A temporal layer over a frozen one, both with random parameters, as a compiled function of the video."""
     module = randomised(nnx.eval_shape(lambda: kind(spatial(), *arguments, config, rngs=OneKey(0))))
-    embedding, context = normal(2, 6), TextContext(normal(2, 3, 64), bias)
+    embedding, context = normal(2, 6), TextContext(normal(2, 3, 64), None)
 
     def call(layer, video):
         return np.asarray(jax.jit(lambda layer, video: layer(video, embedding, context))(layer, video))
@@ -87,18 +87,6 @@ def test_attention_based_inflation_block(layers, frames):
     x, p = normal(2, frames, 2, 3, 4), definitions.parameters(module)
     assert len(p["attentions"]) == layers
     check(call(module, x), definitions.attention_block(p, call(module.spatial, x), HEAD_DIM))
-
-
-@pytest.mark.parametrize("hidden", [0, 1], ids=["all tokens", "a token hidden"])
-def test_attention_based_inflation_block_that_reads_the_text(hidden):
-    bias = np.zeros((2, 3))
-    bias[1, 3 - hidden :] = -10_000.0
-    config = dataclasses.replace(TEMPORAL, text_attention=True)
-    module, call = block(temporal.AttentionInflationBlock, layer(), config=config, bias=jnp.asarray(bias))
-    x, p = normal(2, 4, 2, 3, 4), definitions.parameters(module)
-    assert len(p["text_attentions"]) == len(p["attentions"]) == 2
-    expected = definitions.attention_block(p, call(module.spatial, x), HEAD_DIM, normal(2, 3, 64), bias)
-    check(call(module, x), expected)
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3])
