@@ -119,7 +119,7 @@ def with_another(attribute: str, prompt: str, scene: Scene) -> str:
     words, further = _WORDS[attribute]
     values = list(words)
     other = values[(values.index(getattr(moving, attribute)) + further) % len(values)]
-    # The longest that is said: "to the right" is also in "up and to the right".
+    # All of the words that say it: "to the right", not "right" alone.
     said = max((word for word in words[getattr(moving, attribute)] if word in prompt), key=len)
     return prompt.replace(said, words[other][0])
 
