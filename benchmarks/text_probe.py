@@ -144,21 +144,26 @@ def _losses(
     return diffusion_loss(denoiser, videos, time, noise, schedule=schedule, objective=objective)[1]
 
 
-def losses(run: Run, scenes: list[Scene], prompts: list[str], log_snr: float) -> np.ndarray:
+def rendered(run: Run, scenes: list[Scene]) -> np.ndarray:
+    """The scenes as clips of the model's size, in [-1, 1]."""
+    clip = run.config.clip
+    videos = [moving_shapes.render(scene, clip.size, clip.frames, clip.fps) for scene in scenes]
+    return (np.stack(videos) / 127.5 - 1).astype(np.float32)
+
+
+def losses(run: Run, videos: np.ndarray, prompts: list[str], log_snr: float) -> np.ndarray:
     """The loss of each clip with its prompt at a noise level; the same noise at every call."""
-    clip, schedule = run.config.clip, sampling_settings(run.config).schedule
+    schedule = sampling_settings(run.config).schedule
     time = schedule.time_at_log_snr(jnp.full(_BATCH, log_snr))
     graphdef, state = nnx.split(run.model)
     of_batch = functools.partial(
         _losses, graphdef=graphdef, schedule=schedule, objective=run.config.diffusion.prediction
     )
     found = []
-    for first in range(0, len(scenes), _BATCH):
+    for first in range(0, len(videos), _BATCH):
         batch = slice(first, first + _BATCH)
-        frames = [moving_shapes.render(scene, clip.size, clip.frames, clip.fps) for scene in scenes[batch]]
-        videos = jnp.asarray(np.stack(frames) / 127.5 - 1, jnp.float32)
-        noise = jax.random.normal(jax.random.key(first), videos.shape)
-        found.append(np.asarray(of_batch(state, videos, _embedded(run, prompts[batch]), noise, time)))
+        noise = jax.random.normal(jax.random.key(first), videos[batch].shape)
+        found.append(np.asarray(of_batch(state, videos[batch], _embedded(run, prompts[batch]), noise, time)))
     return np.concatenate(found)
 
 
@@ -166,12 +171,13 @@ def words_table(run: Run, prompts: list[str], scenes: list[Scene]) -> str:
     """One row for each noise level, one column for each attribute that is replaced; of scenes that have all of them."""
     lines = [f"| log-SNR | loss | {' | '.join(f'another {name}' for name in _WORDS)} |"]
     lines.append("|---" * (2 + len(_WORDS)) + "|")
+    videos = rendered(run, scenes)
     for log_snr in LOG_SNRS:
-        right = losses(run, scenes, prompts, log_snr)
+        right = losses(run, videos, prompts, log_snr)
         cells = [f"{log_snr:g}", f"{right.mean():.4f}"]
         for name in _WORDS:
             wrong = [with_another(name, *pair) for pair in zip(prompts, scenes, strict=True)]
-            more = 100 * (losses(run, scenes, wrong, log_snr) - right) / right.mean()
+            more = 100 * (losses(run, videos, wrong, log_snr) - right) / right.mean()
             cells.append(f"{more.mean():+.1f} ± {more.std() / np.sqrt(len(more)):.1f} %")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

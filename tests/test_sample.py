@@ -58,16 +58,8 @@ def test_windows_tiles_and_a_chain(tmp_path):
     [
         (window_flags, {"window_overlap": 2}, "--window_overlap=2 says nothing without --window"),
         (window_flags, {"window_batch": 1}, "--window_batch=1 says nothing without --window"),
-        (
-            window_flags,
-            {"window_weights": "uniform"},
-            "--window_weights=uniform says nothing without windows",
-        ),
-        (
-            approximation_flags,
-            {"shallow_layers": 2},
-            "--shallow_layers=2 says nothing without --deep_features",
-        ),
+        (window_flags, {"window_weights": "uniform"}, "--window_weights=uniform says nothing without windows"),
+        (approximation_flags, {"shallow_layers": 2}, "--shallow_layers=2 says nothing without --deep_features"),
         (enlarging_flags, {"tile_overlap": 0}, "--tile_overlap=0 says nothing without --tile"),
     ],
 )

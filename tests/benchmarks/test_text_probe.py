@@ -4,12 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from random_runs import random_run
 
 from benchmarks import text_probe
 from lumiere_jax.data import moving_shapes
 from lumiere_jax.data.shapes_captions import DIRECTION_WORDS
 from lumiere_jax.data.shapes_scene import DIRECTIONS
+from lumiere_jax.models.unet2d import SpatialAttention
 from lumiere_jax.pipelines.generation import sampling_settings
 
 
@@ -37,6 +39,21 @@ def test_features_of_a_model_with_random_parameters():
     pairs = moving_shapes.prompts(120, seed=0, duration=1)
     features = text_probe.text_features(run, [prompt for prompt, _ in pairs])
     assert {len(values) for values in features.values()} == {120}
+    # What pooling adds to the embedding, and nothing where cross-attention takes nothing of the text.
+    unet, time = run.model.unet, jnp.full(120, 500.0)
+    text = run.model.embed_text(jnp.asarray(run.tokenizer.encode([prompt for prompt, _ in pairs], 128)[0]))
+    added = unet.condition(time, text, None, None)[0] - unet.time_embedding(time, text.dtype)
+    np.testing.assert_allclose(features["pooled, added to the time embedding"], added, atol=1e-5)
+    np.testing.assert_allclose(features["text encoder"], text.mean(1), atol=1e-6)
+    attentions = [module for _, module in nnx.iter_modules(unet) if isinstance(module, SpatialAttention)]
+    values = features["values of cross-attention"]
+    assert values.shape == (120, sum(module.to_out.bias.shape[0] for module in attentions))
+    for module in attentions:
+        module.add_v_proj.kernel[...] *= 0.0
+        module.add_v_proj.bias[...] *= 0.0
+    assert np.abs(values).max() > 0.01
+    none = text_probe.text_features(run, [prompt for prompt, _ in pairs])["values of cross-attention"]
+    np.testing.assert_array_equal(none, 0.0)
     lines = text_probe.features_table(features, [scene for _, scene in pairs]).splitlines()
     assert lines[0] == "| | colour | shape | size | motion | direction |"
     assert len(lines) == 2 + len(features) + 1
@@ -69,7 +86,7 @@ def test_a_wrong_word_costs_what_the_loss_with_it_is_more(monkeypatch):
     run = random_run()
     run.config.text.length = 128
     prompts, scenes = map(list, translating(8))
-    found = text_probe.losses(run, scenes, prompts, -2.0)
+    found = text_probe.losses(run, text_probe.rendered(run, scenes), prompts, -2.0)
     schedule = sampling_settings(run.config).schedule
     time = schedule.time_at_log_snr(jnp.full(8, -2.0))
     alpha, sigma = schedule.alpha_sigma(time[0])
@@ -82,7 +99,7 @@ def test_a_wrong_word_costs_what_the_loss_with_it_is_more(monkeypatch):
     monkeypatch.setattr(text_probe, "LOG_SNRS", (-2.0,))
     *_, row = text_probe.words_table(run, prompts, scenes).splitlines()
     wrong = [text_probe.with_another("colour", *pair) for pair in zip(prompts, scenes, strict=True)]
-    more = (text_probe.losses(run, scenes, wrong, -2.0) - found) / found.mean()
+    more = (text_probe.losses(run, clean, wrong, -2.0) - found) / found.mean()
     assert np.abs(more).max() > 1e-6
     assert row.startswith(f"| -2 | {found.mean():.4f} | {100 * more.mean():+.1f} ± ")
     monkeypatch.setattr(text_probe, "with_another", lambda attribute, prompt, scene: prompt)
