@@ -91,7 +91,7 @@ def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
         "block": "none",  # a layer of the U-Net, with what inflates it
         "spatial": "none",  # residual blocks and attention of the image model
         "temporal": "none",  # temporal convolutions and attention
-        "attention": "whole",  # or frame_by_frame, over the pixels of a frame
+        "attention": "whole",  # or frame_by_frame or kernel, over the pixels of a frame
         "full_blocks": 0,  # the first so many blocks are "full", whatever else is said of blocks
     }
     config.diffusion = {

@@ -9,7 +9,7 @@ import collections
 import dataclasses
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
@@ -23,7 +23,12 @@ _CONSTANT = re.compile(r" constant\((-?\d+)\)")
 _OPERANDS = re.compile(r"%([\w.\-]+)")
 _CALLED = re.compile(r"(?:body|to_apply|calls)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
-_GROUPS = re.compile(r"replica_groups=(?:\[\d+,(\d+)\]|\{\{([\d,]+)\})")
+_GROUPS = re.compile(r"replica_groups=(?:\[\d+,(\d+)\]|\{\{([\d,]+)\}|mesh\[([^\]]*)\] \{([^}]*)\})")
+_AXIS = re.compile(r"'(\w+)'(?:=(\d+))?")
+_CHANNEL = re.compile(r"channel_id=(\d+)")
+_KERNEL = re.compile(r"%(splash_mha_[a-z]+)_.* custom_call_target=\"tpu_custom_call\"")
+# Of its operands: queries and keys, heads first and tokens last.
+_OPERANDS_OF_KERNEL = re.compile(r"operand_layout_constraints=\{(.*?\})\}")
 
 # libtpu's two ways to say how much is needed, and how much there is.
 _OUT_OF_MEMORY = (
@@ -41,7 +46,7 @@ class Cost:
 
     Attributes:
       cycles: estimated by the compiler, by kind of work: "matrix" (convolutions and products, with what is fused into
-        them), "reduce", "copy" (changes of layout), "elementwise".
+        them), "reduce", "copy" (changes of layout), "elementwise"; "kernel" by what its attention weights take.
       sent: bytes that the chip sends for collectives of each kind, done by ring algorithms.
       collectives: how many of each kind are run.
     """
@@ -59,32 +64,50 @@ class _Instruction:
     text: str
 
 
-def cost_of(hlo: str) -> Cost:
+def cost_of(hlo: str, kernel_cycles: Mapping[str, float] | None = None) -> Cost:
     """Adds up a compiled program.
 
     Args:
       hlo: `compiled.as_text()` of a program for a TPU.
+      kernel_cycles: of one attention weight, by the kernel's name, for the kernels that libtpu does not estimate.
 
     Raises:
-      ValueError: the text has no entry, or no estimate: it is not libtpu's; or a loop whose length it does not say.
+      ValueError: the text has no entry, or no estimate: it is not libtpu's; or a loop whose length it does not say, or
+        a kernel that is not in `kernel_cycles`.
     """
     computations, entry = _parse(hlo)
     if entry is None or '"estimated_cycles"' not in hlo:
         raise ValueError("this is not the text of a compiled TPU program: it has no estimated cycles")
-    cost = Cost(collections.Counter(), collections.Counter(), collections.Counter())
+    cost, channels = Cost(collections.Counter(), collections.Counter(), collections.Counter()), set()
     for instruction, times in _executed(computations, entry, 1):
         inside = [instruction, *_fused(computations, instruction)]
         if cycles := _CYCLES.search(instruction.text):
             cost.cycles[_kind([each.operation for each in inside])] += times * max(0, int(cycles[1]))
+        elif 'custom_call_target="tpu_custom_call"' in instruction.text:
+            cost.cycles["kernel"] += times * _cycles_of_kernel(instruction, kernel_cycles or {})
         for each in inside:
             operation = each.operation.removesuffix("-start")
             if operation in COLLECTIVES:
+                # One that goes on beside other work is in each fusion that it goes on beside.
+                if each is not instruction and (channel := _CHANNEL.search(each.text)):
+                    if channel[1] in channels:
+                        continue
+                    channels.add(channel[1])
                 # An all-reduce of which each chip keeps its part is fused with taking that part.
                 is_scattered = operation == "all-reduce" and each is not instruction
                 operation = "reduce-scatter" if is_scattered else operation
                 cost.collectives[operation] += times
                 cost.sent[operation] += times * _sent(operation, each, is_scattered)
     return cost
+
+
+def _cycles_of_kernel(instruction: _Instruction, kernel_cycles: Mapping[str, float]) -> float:
+    kernel = _KERNEL.search(instruction.text)
+    if kernel is None or kernel[1] not in kernel_cycles:
+        raise ValueError(f"a kernel whose cycles are not known: {instruction.text.strip()[:200]}")
+    operands = _ARRAY.findall(_OPERANDS_OF_KERNEL.search(instruction.text)[1])
+    queries, keys = [[int(size) for size in shape.split(",")] for _, shape in operands if shape.count(",") == 3][:2]
+    return kernel_cycles[kernel[1]] * math.prod(queries[:2]) * queries[3] * keys[3]
 
 
 def _parse(hlo: str) -> tuple[dict[str, list[_Instruction]], str | None]:
@@ -166,7 +189,7 @@ def _sent(operation: str, instruction: _Instruction, is_scattered: bool) -> floa
     size, groups = float(sum(sizes)), _GROUPS.search(instruction.text)
     chips = 1
     if groups:
-        chips = int(groups[1]) if groups[1] else len(groups[2].split(","))
+        chips = _chips_of_a_group(groups)
     match operation:
         case "collective-permute":
             return size
@@ -176,6 +199,14 @@ def _sent(operation: str, instruction: _Instruction, is_scattered: bool) -> floa
             return size * (chips - 1)  # its type is the part that a chip keeps
         case _:
             return size * (chips - 1) / chips
+
+
+def _chips_of_a_group(groups: re.Match) -> int:
+    """[groups, chips], or one group's chips, or the axes of a mesh that a group goes over."""
+    if groups[3] is None:
+        return int(groups[1]) if groups[1] else len(groups[2].split(","))
+    sizes = {name: int(size) for name, size in _AXIS.findall(groups[3])}
+    return math.prod(sizes[name] for name, _ in _AXIS.findall(groups[4]))
 
 
 def memory_that_is_missing(message: str) -> dict[str, int] | None:

@@ -142,6 +142,25 @@ def gathered(parameter: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(parameter, P())
 
 
+def on_rows(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """`function(divided, whole, gather)` on each device, for what the compiler cannot divide by itself (a kernel).
+
+    Args:
+      function: of a pytree of arrays `[batch, frames, pixels, ...]`, of which a device gets those of its clips and
+        rows; of a pytree of arrays with the batch first, which it gets for its clips; and of a function
+        `gather(array, axis)` that joins all rows' parts along an axis. Returns an array like the first ones.
+
+    Returns:
+      a function of the two pytrees. Where it is not traced `on_mesh`, one device has everything.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return functools.partial(function, gather=lambda array, _: array)
+    rows = P("data", None, "rows")
+    gather = functools.partial(jax.lax.all_gather, axis_name="rows", tiled=True)
+    per_device = functools.partial(function, gather=lambda array, axis: gather(array, axis=axis))
+    return jax.shard_map(per_device, in_specs=(rows, P("data")), out_specs=rows, check_vma=False)
+
+
 def place(mesh: Mesh, state: Any, *, fsdp: bool = False) -> Any:
     """Parameters or training state on the devices of all processes; each process gives the same values.
 

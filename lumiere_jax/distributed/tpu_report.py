@@ -10,7 +10,7 @@ import ml_collections
 
 from lumiere_jax.abstract_program import PROGRAMS, needed_flops
 from lumiere_jax.distributed import tpu_slice
-from lumiere_jax.distributed.compiled_program import cost_of, memory_that_is_missing
+from lumiere_jax.distributed.compiled_program import Cost, cost_of, memory_that_is_missing
 from lumiere_jax.distributed.mesh import make_mesh
 from lumiere_jax.distributed.model_flops import peak_flops
 from lumiere_jax.train_config import check_batches
@@ -26,9 +26,9 @@ class Report:
       effort: of the compiler; below 0 the program is slower than a real run's.
       fits: whether libtpu found room for it; where not, all after `memory` is None.
       memory: bytes. If it fits `arguments`, `temporaries` and their sum `peak`; else `needed`, `available`, `missing`.
-      flops: of the compiled program, with what it computes again. A loop's body counts once.
+      flops: of the compiled program, with what it computes again. A loop's body counts once, a kernel's work not.
       needed_flops: of the model, for the whole batch and all chips: nothing computed again.
-      seconds: by kind of work, estimated by the compiler.
+      seconds: by kind of work, estimated by the compiler; "kernel" by the schedule (`tpu_slice.KERNEL_CYCLES`).
       sent, collectives: bytes that a chip sends, and how many calls, by kind of collective.
       roofline: seconds that the chip's peaks allow at best for the program's FLOPs, bytes and what it sends.
       seconds_a_step: sum of `seconds`: without waiting for other chips.
@@ -145,18 +145,22 @@ def compile_and_report(config: ml_collections.ConfigDict, topology: str, program
     )
     if memory is not None:
         return report
-    return dataclasses.replace(report, **_read(compiled, config, program, chip, peak_flops(devices), len(devices)))
+    cost = cost_of(compiled.as_text(), tpu_slice.kernel_cycles(topology))
+    return dataclasses.replace(
+        report, **_read(compiled, cost, config, program, chip, peak_flops(devices), len(devices))
+    )
 
 
 def _read(
     compiled: jax.stages.Compiled,
+    cost: Cost,
     config: ml_collections.ConfigDict,
     program: str,
     chip: tpu_slice.Chip,
     peak: float,
     chips: int,
 ) -> dict[str, Any]:
-    sizes, counted, cost = compiled.memory_analysis(), compiled.cost_analysis(), cost_of(compiled.as_text())
+    sizes, counted = compiled.memory_analysis(), compiled.cost_analysis()
     # Donated arguments are written over.
     arguments = sizes.argument_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
     seconds = {kind: cycles / chip.clock for kind, cycles in sorted(cost.cycles.items())}

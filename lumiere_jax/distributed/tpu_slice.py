@@ -42,6 +42,17 @@ CHIPS: dict[str, Chip] = {
 }
 
 
+# Cycles that a core takes for one attention weight of splash attention, by its schedule: forward pass, and gradient
+# (benchmarks/kernel_schedule.py, libtpu 0.0.42.1).
+KERNEL_CYCLES: dict[str, dict[str, float]] = {
+    "v4": {"splash_mha_fwd": 0.00860, "splash_mha_dkv": 0.01295},
+    "v5e": {"splash_mha_fwd": 0.00650, "splash_mha_dkv": 0.01135},
+    "v5p": {"splash_mha_fwd": 0.00656, "splash_mha_dkv": 0.01178},
+    "v6e": {"splash_mha_fwd": 0.00438, "splash_mha_dkv": 0.00669},
+}
+_CORES = {"v4": 2, "v5p": 2}  # of a chip, which share a kernel's work; others have one
+
+
 def prepare() -> None:
     """Lets libtpu compile where there is no TPU; call it before the first use of a device.
 
@@ -76,6 +87,12 @@ def chip_of(topology: str) -> Chip:
             "torus, such as v5e:4x4 or v5p:4x4x4"
         )
     return CHIPS[version]
+
+
+def kernel_cycles(topology: str) -> dict[str, float]:
+    """Cycles that a chip takes for one attention weight, by the kernel's name."""
+    version = topology.partition(":")[0]
+    return {name: cycles / _CORES.get(version, 1) for name, cycles in KERNEL_CYCLES[version].items()}
 
 
 def devices_of(topology: str) -> list[jax.Device]:

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from lumiere_jax.models.layers import Attended, LayerNorm, Linear, attention
+from lumiere_jax.models.attention import Attended, attention
+from lumiere_jax.models.layers import LayerNorm, Linear
 
 _PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)

@@ -6,9 +6,7 @@ scale and one shift per frame and channel, which is what XLA fuses well; and eve
 input, so the stored dtype (float32 master or bfloat16 frozen) is independent of the compute dtype.
 """
 
-import functools
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -171,33 +169,3 @@ class LayerNorm(nnx.Module):
         centred = wide - wide.mean(-1, keepdims=True)
         normal = centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + self.epsilon)
         return (normal * self.scale[...] + self.bias[...]).astype(x.dtype)
-
-
-class Attended(NamedTuple):
-    """What queries attend to: keys, values and a bias `[*batch, heads, queries, keys]` or None."""
-
-    key: Float[Array, "*batch keys heads width"]
-    value: Float[Array, "*batch keys heads width"]
-    bias: Array | None = None
-
-
-def attention(
-    query: Float[Array, "*batch queries heads width"], *sources: Attended
-) -> Float[Array, "*batch queries heads width"]:
-    """Scaled dot-product attention to all sources at once, softmax in float32 or wider.
-
-    The sources are not concatenated: where one of them is divided over devices, that would move all of it.
-    """
-    wide = jnp.promote_types(query.dtype, jnp.float32)
-    query = query * query.shape[-1] ** -0.5
-    logits = [jnp.einsum("...qhd,...khd->...hqk", query, key).astype(wide) for key, _, _ in sources]
-    logits = [part if bias is None else part + bias for part, (_, _, bias) in zip(logits, sources, strict=True)]
-    largest = functools.reduce(jnp.maximum, [part.max(-1, keepdims=True) for part in logits])
-    weights = [jnp.exp(part - jax.lax.stop_gradient(largest)) for part in logits]
-    total = sum(part.sum(-1) for part in weights)
-    # Divided by the total last: there are fewer values then.
-    out = sum(
-        jnp.einsum("...hqk,...khd->...qhd", part.astype(value.dtype), value).astype(wide)
-        for part, (_, value, _) in zip(weights, sources, strict=True)
-    )
-    return (out / jnp.swapaxes(total, -1, -2)[..., None]).astype(query.dtype)

@@ -40,14 +40,17 @@ def _is_product_or_statistic(primitive: Any, *inputs: Any, **parameters: Any) ->
 
 # A sum of two products that is read again is kept in place of both.
 SUM = "sum of products"
+# What a kernel's queries get of what they attend to, with its statistics: few values, after many operations.
+ATTENDED = "attended"
 
 _KEPT = {
     "products": jax.checkpoint_policies.save_from_both_policies(
-        _is_product_or_statistic, jax.checkpoint_policies.save_only_these_names(SUM)
+        _is_product_or_statistic, jax.checkpoint_policies.save_only_these_names(SUM, ATTENDED)
     ),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 POLICIES = ("none", *_KEPT)
+ATTENTION = ("whole", "frame_by_frame", "kernel")
 
 
 # Fields of `Rematerialization` that pay together, from the most memory and the least work to the least and the most.
@@ -69,8 +72,8 @@ class Rematerialization:
     spatial: str = "none"  # each residual block and each attention of the image model
     temporal: str = "none"  # each temporal attention, and the convolutions of each inflation block
     # "whole": over all frames at once. "frame_by_frame": where a frame has 64x64 pixels or more, one after the other,
-    # and again in the backward pass: the weights of one frame lie in memory at a time. Of 40 frames and 10 heads they
-    # take 27 GB in float32.
+    # and again in the backward pass: the weights of one frame lie in memory at a time. "kernel": there, on TPUs, none
+    # do (`attention.splash`); on other devices frame by frame.
     attention: str = "whole"
     # The first so many blocks have the policy "full", whatever `block` says: their values are kept longest of all. For
     # what little is missing to fit.
@@ -78,7 +81,7 @@ class Rematerialization:
 
     def __post_init__(self):
         for field in ("block", "spatial", "temporal", "attention"):
-            policy, known = getattr(self, field), ("whole", "frame_by_frame") if field == "attention" else POLICIES
+            policy, known = getattr(self, field), ATTENTION if field == "attention" else POLICIES
             if policy not in known:
                 raise ValueError(f"remat.{field}={policy!r}: use one of {', '.join(known)}")
         if self.full_blocks < 0:

@@ -24,15 +24,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from lumiere_jax.models.attention import Attended, attention
 from lumiere_jax.models.layers import (
-    Attended,
     GroupNorm,
     Initializer,
     LayerNorm,
     Linear,
     SpatialConv,
     TemporalConv,
-    attention,
     fan_in_normal,
     zeros,
 )

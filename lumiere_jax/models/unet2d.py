@@ -21,13 +21,12 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
+from lumiere_jax.models.attention import Attended, attention, frame_by_frame, in_kernel
 from lumiere_jax.models.layers import (
-    Attended,
     GroupNorm,
     LayerNorm,
     Linear,
     SpatialConv,
-    attention,
     fan_in_third,
 )
 from lumiere_jax.models.rematerialization import SUM, Rematerializable, checkpointed, rematerialized
@@ -201,6 +200,7 @@ def resize_frames(
 
 
 _MANY_PIXELS = 64 * 64  # of a frame, from which on `remat.attention` counts
+_LARGE_ATTENTION = {"whole": attention, "frame_by_frame": frame_by_frame, "kernel": in_kernel}
 
 
 class SpatialAttention(Rematerializable):
@@ -235,17 +235,9 @@ class SpatialAttention(Rematerializable):
         sources = [Attended(text_key, text_value, bias)]
         if self.to_k is not None:
             sources.append(Attended(_split_heads(self.to_k(h), self.heads), _split_heads(self.to_v(h), self.heads)))
-        is_large = height * width >= _MANY_PIXELS and self.remat.attention == "frame_by_frame"
-        attend = _attention_frame_by_frame if is_large else attention
+        attend = _LARGE_ATTENTION[self.remat.attention] if height * width >= _MANY_PIXELS else attention
         out = attend(query, *sources).reshape(batch, frames, height, width, channels)
         return self.to_out(out) + x
-
-
-def _attention_frame_by_frame(query: Array, *sources: Attended) -> Array:
-    """`attention` to one frame after the other, also in the backward pass."""
-    by_frame = jax.tree.map(lambda array: array.swapaxes(0, 1), (query, *sources))
-    out = jax.lax.map(jax.checkpoint(lambda frame: attention(*frame)), by_frame)
-    return out.swapaxes(0, 1)
 
 
 def _split_heads(x: Float[Array, "*batch tokens channels"], heads: int) -> Float[Array, "*batch tokens heads width"]:

@@ -29,6 +29,7 @@ from lumiere_jax.distributed.partitioning import (
     shard_batch,
 )
 from lumiere_jax.models import parameter_partition
+from lumiere_jax.models.attention import Attended, splash
 from lumiere_jax.models.text_to_video import TextToVideo
 from lumiere_jax.pipelines.generation import Settings, generate
 from lumiere_jax.pipelines.super_resolution import super_resolve
@@ -185,6 +186,29 @@ def assert_same(actual, expected):
     for (path, one), many in zip(expected, tree.flatten_up_to(jax.device_get(actual)), strict=True):
         largest = np.abs(one).max()
         np.testing.assert_allclose(many, one, rtol=0, atol=1e-5 * largest, err_msg=jax.tree_util.keystr(path))
+
+
+def test_the_attention_kernel_does_not_depend_on_the_mesh():
+    """Each device has the queries of its rows, and gathers all of its clips' keys; the gradient goes the way back."""
+    mesh = make_mesh(rows=4)
+    pixels, text = (
+        jax.random.normal(jax.random.key(tokens), (3, 2, 2, tokens, 2, 8), jnp.float32) for tokens in (512, 77)
+    )
+
+    def with_gradients(query, *pairs):
+        attend = functools.partial(splash, interpret=True)
+        out, pull_back = jax.vjp(
+            lambda query, *pairs: attend(query, *(Attended(*pair) for pair in pairs)), query, *pairs
+        )
+        return out, pull_back(jnp.cos(out))
+
+    arguments = (pixels[0], tuple(text[:2]), tuple(pixels[1:]))
+    expected = jax.jit(with_gradients)(*arguments)
+    divided, whole = jax.sharding.NamedSharding(mesh, PartitionSpec("data", None, "rows")), batch_sharding(mesh, 1)
+    placed = jax.device_put(arguments, (divided, whole, divided))
+    actual = jax.jit(partitioning.on_mesh(mesh, with_gradients))(*placed)
+    assert actual[0].sharding.spec[2] == "rows"
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), actual, expected)
 
 
 @pytest.fixture

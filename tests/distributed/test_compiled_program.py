@@ -98,6 +98,44 @@ def test_what_a_chip_sends():
     }
 
 
+STARTED = """
+%started (p: bf16[2,128]) -> bf16[8,128] {
+  %p = bf16[2,128]{1,0} parameter(0)
+  ROOT %g = bf16[8,128]{1,0} all-gather(%p), channel_id=4, replica_groups=mesh['a'=4,'b'=1,'c'=2] {'a','b'}, dimensions={0}
+}
+
+%goes_on (p: bf16[2,128]) -> bf16[8,128] {
+  %p = bf16[2,128]{1,0} parameter(0)
+  ROOT %g = bf16[8,128]{1,0} all-gather(%p), channel_id=4, replica_groups=mesh['a'=4,'b'=1,'c'=2] {'a','b'}, dimensions={0}
+}
+
+ENTRY """  # noqa: E501
+
+
+def test_what_is_sent_beside_other_work_is_sent_once():
+    """The chips of a group are those along some axes of a mesh."""
+    calls = "  %s = bf16[8,128]{1,0} fusion(%x), kind=kCustom, calls=%started\n"
+    calls += "  %d = bf16[8,128]{1,0} fusion(%x), kind=kCustom, calls=%goes_on\n"
+    text = PROGRAM.replace("ENTRY ", STARTED).replace("  %scatter", calls + "  %scatter")
+    before, after = cost_of(PROGRAM), cost_of(text)
+    assert after.collectives["all-gather"] == before.collectives["all-gather"] + 1
+    assert after.sent["all-gather"] == before.sent["all-gather"] + 8 * 128 * 2 * 3 / 4
+
+
+KERNEL = """  %splash_mha_fwd_segmented.1 = (f32[4,512,128]{2,1,0}, bf16[4,10,96,64]{3,2,1,0}) custom-call(%x, %x), custom_call_target="tpu_custom_call", operand_layout_constraints={s8[1,1,3]{2,1,0}, bf16[4,10,64,96]{3,2,1,0}, bf16[4,10,64,256]{3,2,1,0}, s32[96,128]{1,0}}, frontend_attributes={kernel_metadata={
+"a": 1
+}}
+"""  # noqa: E501
+
+
+def test_a_kernel_takes_cycles_for_each_attention_weight():
+    text = PROGRAM.replace("  %scatter", KERNEL + "  %scatter")
+    assert cost_of(text, {"splash_mha_fwd": 0.5}).cycles["kernel"] == 4 * 10 * 96 * 256 / 2
+    for known in (None, {"splash_mha_dkv": 0.5}):
+        with pytest.raises(ValueError, match="a kernel whose cycles are not known: %splash_mha_fwd"):
+            cost_of(text, known)
+
+
 @pytest.mark.parametrize("text", ["", PROGRAM.replace("estimated_cycles", "cycles"), PROGRAM.replace("ENTRY ", "")])
 def test_another_text_is_refused(text):
     with pytest.raises(ValueError, match="not the text of a compiled TPU program"):

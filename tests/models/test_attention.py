@@ -1,6 +1,7 @@
-"""Attention to several sources at once, and frame by frame."""
+"""Attention to several sources at once, frame by frame, and by the kernel, which is interpreted here."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from flax import nnx
 from random_unets import randomised
 
 from lumiere_jax.models import unet2d
-from lumiere_jax.models.layers import Attended, attention
+from lumiere_jax.models.attention import Attended, attention, in_kernel, splash
 from lumiere_jax.models.rematerialization import Rematerialization
 from lumiere_jax.models.unet2d import SpatialAttention, TextContext, UNet2DConfig
 
@@ -39,7 +40,8 @@ def test_no_logit_is_too_large():
     np.testing.assert_array_equal(attention(query, far, Attended(key, jnp.ones_like(key))), jnp.ones((1, 1, 1, 4)))
 
 
-def test_frame_by_frame_is_the_same(monkeypatch):
+@pytest.mark.parametrize("policy", ["frame_by_frame", "kernel"])
+def test_no_policy_changes_anything(monkeypatch, policy):
     config = UNet2DConfig(attention_head_dim=4, norm_num_groups=2, cross_attention_dim=32)
     module = randomised(SpatialAttention(8, config, rngs=nnx.Rngs(0)))
     graphdef, parameters = nnx.split(module)
@@ -56,11 +58,35 @@ def test_frame_by_frame_is_the_same(monkeypatch):
         loops = str(jax.make_jaxpr(program)(parameters, x)).count(" scan[")
         return program(parameters, x), loops
 
-    (expected, none), (actual, loops) = gradients("whole"), gradients("frame_by_frame")
-    assert (none, loops) == (0, 2)  # forward and backward
+    (expected, none), (actual, loops) = gradients("whole"), gradients(policy)
+    assert none == 0
+    assert loops >= 2  # forward and backward
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-5), actual, expected)
 
 
+@pytest.mark.parametrize("pixels", [200, 1100])  # less than a block of queries; several, the last not full
+def test_the_kernel_is_attention(pixels):
+    query = normal(1, 2, pixels, 2, 8).astype(jnp.float32) * 3
+    sources = [
+        Attended(*(normal(1, 2, keys, 2, 8, seed=seed).astype(jnp.float32) * 2 for seed in (keys, keys + 1)))
+        for keys in (77, pixels)
+    ]
+    toward = normal(*query.shape, seed=9).astype(jnp.float32)
+
+    def with_gradients(attend):
+        out, pull_back = jax.vjp(attend, query, *sources)
+        return out, pull_back(toward)
+
+    expected, actual = with_gradients(attention), with_gradients(functools.partial(splash, interpret=True))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=5e-5), actual, expected)
+
+
+def test_the_kernel_hides_no_text():
+    x = normal(1, 1, 128, 1, 8)
+    with pytest.raises(ValueError, match="has no bias, and so no text_mask: use 'frame_by_frame'"):
+        jax.eval_shape(in_kernel, x, Attended(x, x, jnp.zeros((1, 1, 1, 1, 128))))
+
+
 def test_unknown_attention():
-    with pytest.raises(ValueError, match=r"remat.attention='flash': use one of whole, frame_by_frame"):
+    with pytest.raises(ValueError, match=r"remat.attention='flash': use one of whole, frame_by_frame, kernel"):
         Rematerialization(attention="flash")
