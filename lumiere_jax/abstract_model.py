@@ -49,7 +49,7 @@ def abstract_model(config: ml_collections.ConfigDict) -> TextToVideo:
 
 
 def abstract_batch(config: ml_collections.ConfigDict, batch_size: int) -> Batch:
-    """A batch of `config.clip` with text embeddings, as shapes."""
+    """A batch of `config.clip` with text embeddings as they are stored (`text/embedding_store.py`), as shapes."""
     clip, text = config.clip, (batch_size, config.text.length, config.image_model.unet.text_dim)
     video = (batch_size, clip.frames, clip.size, clip.size, 3)
-    return Batch(jax.ShapeDtypeStruct(video, jnp.float32), jax.ShapeDtypeStruct(text, jnp.float32))
+    return Batch(jax.ShapeDtypeStruct(video, jnp.float32), jax.ShapeDtypeStruct(text, jnp.bfloat16))

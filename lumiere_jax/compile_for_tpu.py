@@ -88,6 +88,11 @@ def define_flags() -> None:
         -1.0,
         1.0,
     )
+    flags.DEFINE_string(
+        "save_program",
+        None,
+        "A file for the compiled program, if it fits: the slice then need not compile it (train --program).",
+    )
     flags.DEFINE_string("output", None, "A JSON file for the report; default: tpu_CONFIG_TOPOLOGY_PROGRAM.json.")
 
 
@@ -95,13 +100,15 @@ def main(_argv: list[str]) -> None:
     """Entry point."""
     logging.set_verbosity(logging.ERROR)
     config, topology = FLAGS.config, FLAGS.topology
+    if FLAGS.plan and FLAGS.save_program:
+        sys.exit("error: --save_program: --plan compiles several programs; save the one that it recommends")
     name = f"tpu_{config.name}_{topology}_{FLAGS.program}".replace(":", "_").replace("/", "_")
     output = pathlib.Path(FLAGS.output or f"{name}.json")
     try:
         if FLAGS.plan:
             reports = plan(config, topology, FLAGS.program, FLAGS.effort)
         else:
-            reports = [compile_and_report(config, topology, FLAGS.program, FLAGS.effort)]
+            reports = [compile_and_report(config, topology, FLAGS.program, FLAGS.effort, FLAGS.save_program)]
     except (RuntimeError, ValueError) as error:
         sys.exit(f"error: {error}")
     found = [dataclasses.asdict(report) for report in reports]

@@ -53,13 +53,21 @@ from lumiere_jax.train_setup import (
     prepare_text,
     step_settings,
     training_batches_of,
+    update_from_file,
     versions,
 )
 from lumiere_jax.train_step import Batch, TrainState, create_state, train_step, validation_step
 
 
-def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> None:
+def train(
+    config: ml_collections.ConfigDict, workdir: str | pathlib.Path, program: str | pathlib.Path | None = None
+) -> None:
     """Trains one stage to its end, or continues it.
+
+    Args:
+      config: which stage, and how.
+      workdir: the run's directory.
+      program: a file with the compiled training step, from `compile_for_tpu --save_program`; None: compiles it.
 
     Raises:
       ValueError: a config that cannot be trained, or that differs from the one that the run was started with.
@@ -134,6 +142,9 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Non
     batches = prefetch(batches, functools.partial(_to_device, mesh))
     validation_batch = next(batches_of(config, encode, validation_set, fields.validation_clips))
     validation_batch = _to_device(mesh, validation_batch)
+    if program:
+        batch = jax.tree.map(functools.partial(_of_clips, fields.batch_size), validation_batch)
+        update = update_from_file(program, update, state, frozen, batch, config.seed, teacher)
 
     # ---------------------------------------------------------------- Loop
     def save(state: TrainState) -> None:
@@ -199,6 +210,10 @@ def _to_device(mesh: jax.sharding.Mesh, batch: dict) -> Batch:
     return partitioning.shard_batch(mesh, Batch(batch["video"], batch["text"]))
 
 
+def _of_clips(count: int, leaf: jax.Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((count, *leaf.shape[1:]), leaf.dtype, sharding=leaf.sharding)
+
+
 def _due(step: int, every: int, last_step: int) -> bool:
     return every > 0 and (step % every == 0 or step == last_step)
 
@@ -207,6 +222,7 @@ def define_flags() -> None:
     """The command line; defined by the entry point alone, so that several can be imported side by side."""
     config_flags.DEFINE_config_file("config", None, "What to train: a file of configs/, FILE.py[:VARIANT].")
     flags.DEFINE_string("workdir", None, "The run's directory; default: workdir/ and the config's name.")
+    flags.DEFINE_string("program", None, "A training step from compile_for_tpu --save_program, for these devices.")
 
 
 def main(_argv: list[str]) -> None:
@@ -217,7 +233,7 @@ def main(_argv: list[str]) -> None:
     workdir = FLAGS.workdir or pathlib.Path("workdir", config.name.replace(":", "_"))
     with processes.ended_by_errors(CheckpointError, FloatingPointError, OSError, ValueError):
         try:
-            train(config, workdir)
+            train(config, workdir, FLAGS.program)
         except Preempted as notice:
             processes.say(str(notice))
         except (OSError, ValueError) as error:

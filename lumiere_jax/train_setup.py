@@ -28,6 +28,7 @@ from lumiere_jax.data.input_pipeline import EncodeCaption, make_batches
 from lumiere_jax.data.open_dataset import Dataset, captions_of
 from lumiere_jax.diffusion import noise_schedule
 from lumiere_jax.distributed import partitioning, processes
+from lumiere_jax.distributed.saved_program import load_program
 from lumiere_jax.models.unet2d import UNet2D, UNet2DConfig
 from lumiere_jax.optimizer import make_optimizer
 from lumiere_jax.text.embedding_store import EmbeddingStore, made_with
@@ -37,7 +38,7 @@ from lumiere_jax.text.tokenizer import Tokenizer, train_tokenizer
 from lumiere_jax.train_base import base_image_model, has_base, is_fine_tuned, take_over
 from lumiere_jax.train_distillation import teacher_settings
 from lumiere_jax.train_guards import guards_of
-from lumiere_jax.train_step import Objective, TrainState, train_step
+from lumiere_jax.train_step import Batch, Objective, TrainState, train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,6 +224,28 @@ def jit_update(graphdef: nnx.GraphDef, settings: dict[str, Any], state: TrainSta
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     update = partitioning.on_mesh(state.step.sharding.mesh, update)
     return jax.jit(update, donate_argnums=0, out_shardings=(shardings, None))
+
+
+def update_from_file(
+    path: str | pathlib.Path, update: Callable[..., Any], state: TrainState, frozen: Any, batch: Batch, *others: Any
+) -> Callable[..., Any]:
+    """`update`, which needs no compiling for batches like `batch`; for others (of images) it compiles as ever.
+
+    Args:
+      path: of a program that `compile_for_tpu --save_program` wrote.
+      update: from `jit_update`.
+      state, frozen, batch, *others: its arguments, or their shapes and places.
+
+    Raises:
+      FileNotFoundError, ValueError: there is no such program, or it is another one.
+    """
+    loaded = load_program(path, update.lower(state, frozen, batch, *others))
+    processes.say(f"the training step's program comes from {path}")
+
+    def chosen(state: TrainState, frozen: Any, some: Batch, *others: Any) -> Any:
+        return (loaded if some.video.shape == batch.video.shape else update)(state, frozen, some, *others)
+
+    return chosen
 
 
 def versions() -> dict[str, str]:

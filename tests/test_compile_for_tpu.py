@@ -17,14 +17,13 @@ from lumiere_jax.distributed.compiled_program import memory_that_is_missing
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason=f"libtpu is not installed: {tpu_slice.INSTALL}"
 )
-# Two of if_l's four levels at their full widths, with a layer each; a short and small clip.
+# Two of if_l's four levels at their full widths and heights, with a layer each; a short clip.
 REDUCED = (
     "--config=configs/stunet.py:if_l",
     "--config.image_model.unet.block_out_channels=(320, 640)",
     "--config.image_model.unet.cross_attention=(False, True)",
     "--config.image_model.unet.layers_per_block=(1, 1)",
     "--config.temporal.strides=(2,)",
-    "--config.clip.size=64",
     "--config.training.batch_size=2",
     "--config.mesh.rows=2",
     "--topology=v5e:2x2",
@@ -49,8 +48,12 @@ def compiled(tmp_path, *flags):
 
 @needs_libtpu
 def test_a_training_step_of_full_width(tmp_path):
-    status, said, report = compiled(tmp_path, *REDUCED, "--config.clip.frames=8")
+    program = tmp_path / "program"
+    status, said, report = compiled(tmp_path, *REDUCED, "--config.clip.frames=8", f"--save_program={program}")
     assert status == 0, said
+    with open(program, "rb") as file:
+        assert json.loads(file.readline())["device"] == "TPU v5 lite"
+    assert program.stat().st_size > 1e6
     assert "fits" in said
     assert report["fits"]
     assert report["mesh"] == {"data": 2, "rows": 2}
@@ -59,11 +62,11 @@ def test_a_training_step_of_full_width(tmp_path):
     # Trained parameters and their average in float32, frozen ones in bfloat16, divided over two or four chips.
     assert 0.05 < memory["arguments"] / 2**30 < 0.5
     assert memory["temporaries"] > memory["arguments"]
-    # Four chips compute what the model needs, and a little of it again.
-    assert 0.95 < 4 * report["flops"] / report["needed_flops"] < 1.3
+    # Four chips compute what the model needs, and a little of it again; what the kernel does is not counted.
+    assert 0.85 < 4 * report["flops"] / report["needed_flops"] < 1.2
     # Neighbours' rows, gathered parameters, sums of gradients.
     assert {"collective-permute", "all-gather", "all-reduce"} <= report["sent"].keys()
-    assert set(report["seconds"]) == {"matrix", "elementwise", "reduce", "copy"}
+    assert set(report["seconds"]) == {"matrix", "elementwise", "reduce", "copy", "kernel"}
     assert 0 < report["utilisation"] < 1
     assert report["seconds_a_step"] >= report["roofline"]["compute"]
     steps = stunet.get_config("if_l").training.steps

@@ -1,5 +1,6 @@
 """Text embeddings ahead of time, end to end: made by the command, trained on, and refused where they do not fit."""
 
+import contextlib
 import pathlib
 import subprocess
 import sys
@@ -8,10 +9,13 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from jax.experimental.compilation_cache import compilation_cache
 from raw_videos import brightening
+from small_runs import state_of
 
 from configs import stunet, text_to_image
 from lumiere_jax import train
+from lumiere_jax.abstract_program import lower_training_step
 from lumiere_jax.checkpoints.run_directory import RunDirectory
 from lumiere_jax.checkpoints.trained_run import load_run
 from lumiere_jax.data import video_io
@@ -20,6 +24,7 @@ from lumiere_jax.data.open_dataset import captions_of, open_dataset
 from lumiere_jax.data.preparation import prepare_clips
 from lumiere_jax.data.source_videos import find_sources
 from lumiere_jax.distributed.mesh import make_mesh
+from lumiere_jax.distributed.saved_program import save_program
 from lumiere_jax.models.text_to_video import TextToVideo
 from lumiere_jax.prepare_text_embeddings import prepare_text_embeddings
 from lumiere_jax.text.embedding_store import EmbeddingStore
@@ -133,6 +138,35 @@ def test_training_is_the_same_as_with_the_live_encoder(t5, store, tmp_path, monk
     assert {leaf.dtype.name for leaf in jax.tree.leaves(nnx.state(prepared.text_encoder))} == {"bfloat16"}
     stored = open_embeddings(prepared, *datasets)
     assert stored.metadata["captions"] > 1
+
+
+@contextlib.contextmanager
+def without_compilation_cache():
+    """What it gives on a CPU cannot be written again."""
+    for is_on in (False, True):
+        jax.config.update("jax_enable_compilation_cache", is_on)
+        compilation_cache.reset_cache()
+        if not is_on:
+            yield
+
+
+def test_a_training_step_that_was_compiled_ahead_of_time(t5, store, tmp_path, capsys):
+    """From shapes alone, as `compile_for_tpu --save_program` does it, it is the one that a run would compile."""
+    image = image_config(t5, padding_sees_tokens=True, embeddings=str(store))
+    train.train(image, tmp_path / "image")
+    config = video_config(t5, tmp_path / "image", embeddings=str(store))
+    config.training.update({"steps": 2, "preview_every": 0})
+    lowered, program = lower_training_step(config, make_mesh()), tmp_path / "program"
+    with without_compilation_cache():
+        save_program(program, lowered, lowered.compile(), jax.devices())
+    train.train(config, tmp_path / "compiled")
+    assert "comes from" not in capsys.readouterr().out
+    train.train(config, tmp_path / "loaded", program)
+    assert f"the training step's program comes from {program}" in capsys.readouterr().out
+    jax.tree.map(np.testing.assert_array_equal, state_of(tmp_path / "loaded"), state_of(tmp_path / "compiled"))
+    config.training.learning_rate *= 2
+    with pytest.raises(ValueError, match=r"cannot be used, compile it again\. program: \w+ there, \w+ here$"):
+        train.train(config, tmp_path / "other", program)
 
 
 def video_config(t5, image, **text):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.metadata
+import pathlib
 import time
 from typing import Any
 
@@ -13,6 +14,7 @@ from lumiere_jax.distributed import tpu_slice
 from lumiere_jax.distributed.compiled_program import Cost, cost_of, memory_that_is_missing
 from lumiere_jax.distributed.mesh import make_mesh
 from lumiere_jax.distributed.model_flops import peak_flops
+from lumiere_jax.distributed.saved_program import save_program
 from lumiere_jax.train_config import check_batches
 
 _GIB = 2**30
@@ -99,7 +101,13 @@ class Report:
         return "\n".join(lines)
 
 
-def compile_and_report(config: ml_collections.ConfigDict, topology: str, program: str, effort: float = 0.0) -> Report:
+def compile_and_report(
+    config: ml_collections.ConfigDict,
+    topology: str,
+    program: str,
+    effort: float = 0.0,
+    saved_to: str | pathlib.Path | None = None,
+) -> Report:
     """Compiles for a slice, and reads the report off the program.
 
     Args:
@@ -107,6 +115,7 @@ def compile_and_report(config: ml_collections.ConfigDict, topology: str, program
       topology: of `tpu_slice.devices_of`.
       program: one of `abstract_program.PROGRAMS`.
       effort: of the compiler to make a fast program, from -1 to 1; 0 is its default, and what a real run gets.
+      saved_to: a file for the compiled program, if it fits.
 
     Raises:
       ValueError: no such slice; a mesh or a batch that it does not divide; a config that is not
@@ -145,6 +154,8 @@ def compile_and_report(config: ml_collections.ConfigDict, topology: str, program
     )
     if memory is not None:
         return report
+    if saved_to:
+        save_program(saved_to, lowered, compiled, devices)
     cost = cost_of(compiled.as_text(), tpu_slice.kernel_cycles(topology))
     return dataclasses.replace(
         report, **_read(compiled, cost, config, program, chip, peak_flops(devices), len(devices))
