@@ -21,7 +21,7 @@ from benchmarks.model_sizes import with_tables
 from benchmarks.peer_networks import IMAGE_PEER, MODES, OURS, PEERS, Row, Task
 from configs import stunet
 from lumiere_jax.checkpoints.deepfloyd_if import diffusers_config
-from lumiere_jax.models.unet2d import UNet2DConfig
+from lumiere_jax.models.unet2d_config import UNet2DConfig
 
 _DOCUMENT = pathlib.Path(__file__).parent.parent / "docs" / "performance.md"
 _DISTRIBUTIONS = ("jax", "jaxlib", "flax", "numpy", "torch", "diffusers", "lumiere-pytorch", "x-transformers")

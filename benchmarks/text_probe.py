@@ -31,7 +31,7 @@ from lumiere_jax.data.shapes_scene import Scene
 from lumiere_jax.diffusion.loss import diffusion_loss
 from lumiere_jax.diffusion.noise_schedule import NoiseSchedule
 from lumiere_jax.distributed import platform
-from lumiere_jax.models.unet2d import SpatialAttention
+from lumiere_jax.models.spatial_layers import SpatialAttention
 from lumiere_jax.pipelines.generation import sampling_settings
 
 ATTRIBUTES = ("colour", "shape", "size", "motion", "direction")

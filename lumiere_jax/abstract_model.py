@@ -10,7 +10,8 @@ from lumiere_jax.models.rematerialization import Rematerialization, rematerializ
 from lumiere_jax.models.stunet import inflate
 from lumiere_jax.models.temporal import TemporalConfig
 from lumiere_jax.models.text_to_video import TextToVideo
-from lumiere_jax.models.unet2d import UNet2D, UNet2DConfig
+from lumiere_jax.models.unet2d import UNet2D
+from lumiere_jax.models.unet2d_config import UNet2DConfig
 from lumiere_jax.train_step import Batch
 
 

@@ -29,7 +29,8 @@ from lumiere_jax.data.open_dataset import Dataset, captions_of
 from lumiere_jax.diffusion import noise_schedule
 from lumiere_jax.distributed import partitioning, processes
 from lumiere_jax.distributed.saved_program import load_program
-from lumiere_jax.models.unet2d import UNet2D, UNet2DConfig
+from lumiere_jax.models.unet2d import UNet2D
+from lumiere_jax.models.unet2d_config import UNet2DConfig
 from lumiere_jax.optimizer import make_optimizer
 from lumiere_jax.text.embedding_store import EmbeddingStore, made_with
 from lumiere_jax.text.load_t5 import find_tokenizer

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from lumiere_jax.checkpoints import safetensors_files
-from lumiere_jax.models.unet2d import UNet2DConfig
+from lumiere_jax.models.unet2d_config import UNet2DConfig
 from lumiere_jax.text.storage import StoredArray
 
 _RENAMED = (

@@ -17,7 +17,8 @@ from lumiere_jax.checkpoints.checkpointing import CheckpointError, load_tree, tr
 from lumiere_jax.checkpoints.imported_unet import load_imported_unet, open_imported_unet
 from lumiere_jax.checkpoints.run_directory import Reference, RunDirectory
 from lumiere_jax.models import parameter_partition
-from lumiere_jax.models.unet2d import UNet2D, UNet2DConfig
+from lumiere_jax.models.unet2d import UNet2D
+from lumiere_jax.models.unet2d_config import UNet2DConfig
 from lumiere_jax.text.load_t5 import load_t5_encoder, open_t5_encoder
 from lumiere_jax.text.storage import is_remote
 from lumiere_jax.text.t5_encoder import T5Encoder

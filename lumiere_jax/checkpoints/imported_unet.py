@@ -23,7 +23,8 @@ from lumiere_jax.checkpoints import safetensors_files
 from lumiere_jax.checkpoints.checkpointing import CheckpointError, nested
 from lumiere_jax.checkpoints.deepfloyd_if import check_parameters
 from lumiere_jax.checkpoints.import_report import ImportReport, initial_values
-from lumiere_jax.models.unet2d import UNet2D, UNet2DConfig
+from lumiere_jax.models.unet2d import UNet2D
+from lumiere_jax.models.unet2d_config import UNet2DConfig
 
 WEIGHTS = "unet.safetensors"
 # The same for every import of the same weights, so that its SHA-256 is, too.

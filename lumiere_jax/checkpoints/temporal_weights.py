@@ -29,7 +29,7 @@ from lumiere_jax.distributed.mesh import make_mesh
 from lumiere_jax.models import parameter_partition
 from lumiere_jax.models.stunet import deflate
 from lumiere_jax.models.text_to_video import TextToVideo
-from lumiere_jax.models.unet2d import UNet2DConfig
+from lumiere_jax.models.unet2d_config import UNet2DConfig
 from lumiere_jax.text.storage import StoredArray
 
 CONTENTS = "lumiere-jax temporal layers: the trained part only, no backbone weights inside"

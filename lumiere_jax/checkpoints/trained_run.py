@@ -25,7 +25,8 @@ from lumiere_jax.models.rematerialization import Rematerialization, rematerializ
 from lumiere_jax.models.stunet import inflate
 from lumiere_jax.models.temporal import TemporalConfig
 from lumiere_jax.models.text_to_video import TextToVideo
-from lumiere_jax.models.unet2d import UNet2D, UNet2DConfig
+from lumiere_jax.models.unet2d import UNet2D
+from lumiere_jax.models.unet2d_config import UNet2DConfig
 from lumiere_jax.text.load_t5 import TOKENIZER, encoder_from_parameters
 from lumiere_jax.text.storage import StoredArray
 from lumiere_jax.text.tokenizer import Tokenizer

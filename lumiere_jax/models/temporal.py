@@ -36,7 +36,7 @@ from lumiere_jax.models.layers import (
     zeros,
 )
 from lumiere_jax.models.rematerialization import Rematerializable, rematerialized
-from lumiere_jax.models.unet2d import MiddleLayer, SpatialLayer, SpatialResize, TextContext, activation
+from lumiere_jax.models.spatial_layers import MiddleLayer, SpatialLayer, SpatialResize, TextContext, activation
 
 
 class TemporalParam(nnx.Param):

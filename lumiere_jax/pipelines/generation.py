@@ -20,7 +20,7 @@ from lumiere_jax.diffusion import guidance, low_resolution, noise_schedule, pred
 from lumiere_jax.diffusion.approximations import Approximations, half_rate
 from lumiere_jax.diffusion.condition import Condition
 from lumiere_jax.diffusion.multidiffusion import Windows, multidiffusion
-from lumiere_jax.models.unet2d import UNet2DConfig
+from lumiere_jax.models.unet2d_config import UNet2DConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,7 +24,7 @@ from lumiere_jax.diffusion.condition import Condition, for_each
 from lumiere_jax.diffusion.multidiffusion import Cut
 from lumiere_jax.diffusion.streaming import stream
 from lumiere_jax.distributed import partitioning, processes
-from lumiere_jax.models.unet2d import UNet2DConfig
+from lumiere_jax.models.unet2d_config import UNet2DConfig
 from lumiere_jax.pipelines import window_programs
 from lumiere_jax.pipelines.generation import Settings, check_window, sampling_settings
 from lumiere_jax.pipelines.text_to_video import Videos, encode_prompts

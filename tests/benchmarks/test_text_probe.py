@@ -11,7 +11,7 @@ from benchmarks import text_probe
 from lumiere_jax.data import moving_shapes
 from lumiere_jax.data.shapes_captions import DIRECTION_WORDS
 from lumiere_jax.data.shapes_scene import DIRECTIONS
-from lumiere_jax.models.unet2d import SpatialAttention
+from lumiere_jax.models.spatial_layers import SpatialAttention
 from lumiere_jax.pipelines.generation import sampling_settings
 
 

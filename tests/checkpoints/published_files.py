@@ -14,7 +14,8 @@ from flax import nnx, traverse_util
 from make_tiny_if import diffusers_name
 
 from lumiere_jax.checkpoints.deepfloyd_if import diffusers_config
-from lumiere_jax.models.unet2d import UNet2D, UNet2DConfig
+from lumiere_jax.models.unet2d import UNet2D
+from lumiere_jax.models.unet2d_config import UNet2DConfig
 from lumiere_jax.text.t5_encoder import T5Config, T5Encoder
 
 UNET = UNet2DConfig(

@@ -8,7 +8,7 @@ import pytest
 
 from configs import deepfloyd_if
 from lumiere_jax.checkpoints.deepfloyd_if import unet_config
-from lumiere_jax.models.unet2d import UNet2DConfig
+from lumiere_jax.models.unet2d_config import UNet2DConfig
 
 # As few keys as an older diffusers may have written.
 MINIMAL = {

@@ -19,7 +19,8 @@ from safetensors.numpy import save_file
 
 from configs import deepfloyd_if, stunet
 from lumiere_jax.checkpoints.deepfloyd_if import diffusers_config
-from lumiere_jax.models.unet2d import UNet2D, UNet2DConfig
+from lumiere_jax.models.unet2d import UNet2D
+from lumiere_jax.models.unet2d_config import UNet2DConfig
 from lumiere_jax.text.hugging_face_t5 import LAYER_PARAMETERS, POSITION_BIAS
 from lumiere_jax.text.t5_encoder import T5Config, T5Encoder
 from lumiere_jax.text.tokenizer import train_tokenizer

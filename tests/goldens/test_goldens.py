@@ -19,7 +19,8 @@ from safetensors.numpy import save_file
 
 from configs import deepfloyd_if as variants
 from lumiere_jax.checkpoints import deepfloyd_if
-from lumiere_jax.models.unet2d import UNet2D, UNet2DConfig
+from lumiere_jax.models.unet2d import UNet2D
+from lumiere_jax.models.unet2d_config import UNet2DConfig
 from lumiere_jax.text.load_t5 import load_t5_encoder
 from lumiere_jax.text.tokenizer import Tokenizer
 

@@ -20,7 +20,8 @@ from lumiere_jax.models.conditioning import expand_first_convolution
 from lumiere_jax.models.stunet import deflate
 from lumiere_jax.models.temporal import TemporalConfig
 from lumiere_jax.models.text_to_video import TextToVideo
-from lumiere_jax.models.unet2d import UNet2D, UNet2DConfig
+from lumiere_jax.models.unet2d import UNet2D
+from lumiere_jax.models.unet2d_config import UNet2DConfig
 from lumiere_jax.text.t5_encoder import T5Config, T5Encoder
 from lumiere_jax.text.tokenizer import train_tokenizer
 

@@ -8,7 +8,7 @@ from flax import nnx
 
 from lumiere_jax.abstract_model import abstract_unet
 from lumiere_jax.models.temporal import TemporalConfig
-from lumiere_jax.models.unet2d import UNet2DConfig
+from lumiere_jax.models.unet2d_config import UNet2DConfig
 
 
 def randomised(module, seed=0):

@@ -10,10 +10,11 @@ import pytest
 from flax import nnx
 from random_unets import randomised
 
-from lumiere_jax.models import unet2d
+from lumiere_jax.models import spatial_layers
 from lumiere_jax.models.attention import Attended, attention, in_kernel, splash
 from lumiere_jax.models.rematerialization import Rematerialization
-from lumiere_jax.models.unet2d import SpatialAttention, TextContext, UNet2DConfig
+from lumiere_jax.models.spatial_layers import SpatialAttention, TextContext
+from lumiere_jax.models.unet2d_config import UNet2DConfig
 
 
 def normal(*shape, seed=0):
@@ -46,7 +47,7 @@ def test_no_policy_changes_anything(monkeypatch, policy):
     module = randomised(SpatialAttention(8, config, rngs=nnx.Rngs(0)))
     graphdef, parameters = nnx.split(module)
     x, context = normal(2, 3, 4, 4, 8).astype(jnp.float32), TextContext(normal(2, 5, 32).astype(jnp.float32), None)
-    monkeypatch.setattr(unet2d, "_MANY_PIXELS", 16)
+    monkeypatch.setattr(spatial_layers, "_MANY_PIXELS", 16)
 
     def gradients(policy):
         def loss(parameters, x):

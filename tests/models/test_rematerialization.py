@@ -15,9 +15,10 @@ from lumiere_jax.abstract_model import abstract_model
 from lumiere_jax.distributed.model_flops import count_flops
 from lumiere_jax.models import parameter_partition, rematerialization
 from lumiere_jax.models.rematerialization import CHOICES, Rematerializable, Rematerialization, rematerialize
+from lumiere_jax.models.spatial_layers import ResnetBlock, SpatialAttention
 from lumiere_jax.models.stunet import deflate
 from lumiere_jax.models.temporal import ConvInflationBlock, TemporalAttention
-from lumiere_jax.models.unet2d import ResnetBlock, SpatialAttention, UNet2DConfig
+from lumiere_jax.models.unet2d_config import UNet2DConfig
 
 UNETS = {"inflated": smallest_stunet, "image": lambda: deflate(smallest_stunet())}
 POLICIES = [

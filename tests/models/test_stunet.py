@@ -18,7 +18,7 @@ from lumiere_jax.abstract_model import OneKey, abstract_unet
 from lumiere_jax.models import parameter_partition
 from lumiere_jax.models.stunet import deflate, inflate
 from lumiere_jax.models.temporal import TemporalConfig
-from lumiere_jax.models.unet2d import UNet2DConfig
+from lumiere_jax.models.unet2d_config import UNet2DConfig
 
 pytestmark = pytest.mark.usefixtures("float64")
 

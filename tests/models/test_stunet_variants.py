@@ -11,10 +11,10 @@ from random_unets import randomised
 
 from configs import ssr, stunet
 from lumiere_jax.abstract_model import OneKey, abstract_unet
-from lumiere_jax.models import layers, temporal, unet2d
+from lumiere_jax.models import attention, layers, spatial_layers, temporal
 from lumiere_jax.models.stunet import deflate, inflate
 from lumiere_jax.models.temporal import ConvInflationBlock, TemporalConfig, TemporalParam
-from lumiere_jax.models.unet2d import UNet2DConfig
+from lumiere_jax.models.unet2d_config import UNet2DConfig
 
 # One variant of each topology, and those that have the same.
 SAME_TOPOLOGY = {
@@ -52,12 +52,15 @@ def test_topologies_that_coincide(variant):
 
 
 COMPILED = [
-    *((kind, "__call__", jax.jit(kind.__call__)) for kind in (layers.GroupNorm, layers.Linear, unet2d.TextPooling)),
+    *(
+        (kind, "__call__", jax.jit(kind.__call__))
+        for kind in (layers.GroupNorm, layers.Linear, spatial_layers.TextPooling)
+    ),
     *((kind, "__call__", jax.jit(kind.__call__)) for kind in (layers.SpatialConv, layers.TemporalConv)),
     (temporal.TemporalAttention, "__call__", jax.jit(temporal.TemporalAttention.__call__)),
-    (unet2d, "attention", jax.jit(layers.attention)),
-    (unet2d, "activation", jax.jit(unet2d.activation, static_argnums=0)),
-    (unet2d, "resize_frames", jax.jit(unet2d.resize_frames, static_argnums=1)),
+    (spatial_layers, "attention", jax.jit(attention.attention)),
+    (spatial_layers, "activation", jax.jit(spatial_layers.activation, static_argnums=0)),
+    (spatial_layers, "resize_frames", jax.jit(spatial_layers.resize_frames, static_argnums=1)),
 ]
 
 
@@ -153,7 +156,7 @@ def check_text(unet, calls):
     ]
     expected += [(pooling.proj, (2, unet.config.text_dim)), (pooling.norm2, (2, unet.config.embedding_dim))]
     for _, module in nnx.iter_modules(unet):
-        if isinstance(module, unet2d.SpatialAttention):
+        if isinstance(module, spatial_layers.SpatialAttention):
             expected += [(layer, projected) for layer in (module.norm_cross, module.add_k_proj, module.add_v_proj)]
     assert len(expected) > 10
     for layer, shape in expected:

@@ -13,8 +13,9 @@ from random_unets import randomised, smallest_stunet
 from lumiere_jax.abstract_model import OneKey
 from lumiere_jax.models import parameter_partition, temporal
 from lumiere_jax.models.layers import TemporalConv
+from lumiere_jax.models.spatial_layers import SpatialLayer, SpatialResize, TextContext
 from lumiere_jax.models.temporal import TemporalConfig, TemporalParam, rotate_by_time
-from lumiere_jax.models.unet2d import SpatialLayer, SpatialResize, TextContext, UNet2DConfig
+from lumiere_jax.models.unet2d_config import UNet2DConfig
 
 pytestmark = pytest.mark.usefixtures("float64")
 FEATURES, HEAD_DIM, GROUPS = 8, 4, 2

@@ -6,7 +6,7 @@ import pytest
 from flax import nnx
 
 from lumiere_jax.abstract_model import abstract_unet
-from lumiere_jax.models.unet2d import UNet2DConfig
+from lumiere_jax.models.unet2d_config import UNet2DConfig
 
 SIZES = {"attention_head_dim": 4, "norm_num_groups": 2, "text_dim": 8, "cross_attention_dim": 32}
 
