@@ -109,8 +109,8 @@ def test_parameters_are_everywhere():
     ("data", "rows", "shape", "spec"),
     [
         (4, 2, (3, 3, 128, 64), PartitionSpec(None, None, ("data", "rows"), None)),
-        (4, 2, (3, 3, 64, 96), PartitionSpec(None, None, "data", None)),  # 64 / 8 are no 16 rows, 64 / 4 are
-        (4, 2, (32, 96), PartitionSpec("rows", None)),
+        (4, 2, (3, 3, 32, 96), PartitionSpec(None, None, "data", None)),  # 32 / 8 are no 8 rows, 32 / 4 are
+        (4, 2, (16, 96), PartitionSpec("rows", None)),
         (4, 2, (24, 512), PartitionSpec(None, "data")),  # 24 rows cannot be, 512 columns can
         (8, 1, (96, 24), PartitionSpec()),
         (8, 1, (4096,), PartitionSpec()),  # a bias is too small to be worth it
