@@ -97,7 +97,8 @@ def table(reports: dict[str, dict]) -> str:
 
 def _cells(case: Case, report: dict) -> list[str]:
     mesh = f"{report['mesh']['data']} × {report['mesh']['rows']}"
-    remat = case.block + (f", the first {case.full_blocks} full" if case.full_blocks else "")
+    remat, full = (report["remat"][field] for field in ("block", "full_blocks"))
+    remat += f", the first {full} full" if full else ""
     cells = [f"{case.program} `{case.variant}`", f"{case.topology}", mesh, str(case.clips), remat]
     if not report["fits"]:
         missing = report["memory"]["missing"] / 2**30

@@ -5,6 +5,7 @@ from benchmarks.tpu_slices import CASES, table
 MEMORY = {"arguments": 2**30, "temporaries": 2**31, "peak": 3 * 2**30}
 REPORT = {
     "mesh": {"data": 4, "rows": 4},
+    "remat": {"block": "products", "full_blocks": 2},
     "chips": 16,
     "effort": 0.0,
     "fits": True,
@@ -22,7 +23,19 @@ def test_a_row_a_report():
     row = table({train.name: REPORT}).splitlines()[2]
     # 30M clips, four in 1.2 s, on 16 chips.
     days = 30e6 / 4 * 1.2 / 86400
-    expected = ["train `if_m`", "v5e:4x4", "4 × 4", "4", "products", "3.0", "2,000", "4.0", "1.20", "1.25", "46 %"]
+    expected = [
+        "train `if_m`",
+        "v5e:4x4",
+        "4 × 4",
+        "4",
+        "products, the first 2 full",
+        "3.0",
+        "2,000",
+        "4.0",
+        "1.20",
+        "1.25",
+        "46 %",
+    ]
     assert row == f"| {' | '.join([*expected, f'{days:.1f}', f'{days * 24 * 16:,.0f}', '0'])} |"
     quick = table({train.name: REPORT | {"effort": -1.0}}).splitlines()[2]
     assert quick == f"| {' | '.join([*expected[:8], *['—'] * 5, '-1'])} |"
