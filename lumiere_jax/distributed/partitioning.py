@@ -156,7 +156,7 @@ def on_rows(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     mesh = jax.sharding.get_abstract_mesh()
 
     def gather(array: jax.Array, axis: int) -> jax.Array:
-        # From one device alone, libtpu 0.0.42 ends the process where it compiles the gradient.
+        # From one device alone: libtpu 0.0.42 ended the process where it compiled whole if_l with effort -1.
         is_whole = mesh.empty or mesh.shape["rows"] == 1
         return array if is_whole else jax.lax.all_gather(array, "rows", axis=axis, tiled=True)
 
