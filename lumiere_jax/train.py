@@ -70,12 +70,18 @@ def train(
       program: a file with the compiled training step, from `compile_for_tpu --save_program`; None: compiles it.
 
     Raises:
-      ValueError: a config that cannot be trained, or that differs from the one that the run was started with.
+      ValueError: a config that cannot be trained, or that differs from the one that the run was started with; or
+        `program` is another one.
+      FileNotFoundError: there is no `program`.
       CheckpointError: a backbone or training state that is missing, half-written or of another architecture.
       FloatingPointError: the guards of `config.training` end the run; the last good checkpoint stays.
       Preempted: it was asked to end by SIGTERM or Ctrl-C; its state is saved.
     """
     check_config(config)
+    if program and not pathlib.Path(program).is_file():
+        raise FileNotFoundError(
+            f"--program={program}: there is no such file, compile_for_tpu --save_program writes one"
+        )
     run_dir = RunDirectory(workdir)
     mesh = meshes.make_mesh(**config.mesh)
     check_batches(config, mesh)

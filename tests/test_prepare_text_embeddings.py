@@ -157,6 +157,9 @@ def test_a_training_step_that_was_compiled_ahead_of_time(t5, store, tmp_path, ca
     config = video_config(t5, tmp_path / "image", embeddings=str(store))
     config.training.update({"steps": 2, "preview_every": 0})
     lowered, program = lower_training_step(config, make_mesh()), tmp_path / "program"
+    with pytest.raises(FileNotFoundError, match=f"--program={program}: there is no such file"):
+        train.train(config, tmp_path / "early", program)
+    assert not (tmp_path / "early").exists()
     with without_compilation_cache():
         save_program(program, lowered, lowered.compile(), jax.devices())
     train.train(config, tmp_path / "compiled")
