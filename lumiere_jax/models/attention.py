@@ -1,7 +1,7 @@
 """Attention: all of it at once, a frame at a time, or in a kernel that keeps the attention weights on the chip.
 
 The weights of one layer over the 64x64 pixels of 40 frames, 10 heads, are 27 GB in float32. A frame at a time they fit,
-but still go to memory and back for each step of the softmax: of `if_l`'s training step on v5e that was two fifths. The
+but still go to memory and back for each step of the softmax: about a third of `if_l`'s training step on v5e. The
 kernel (splash attention, which comes with JAX) works on blocks of them that never leave the chip. It is for TPUs.
 """
 

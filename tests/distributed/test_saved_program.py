@@ -7,6 +7,8 @@ import pytest
 
 from lumiere_jax.distributed import saved_program
 from lumiere_jax.distributed.saved_program import load_program, save_program
+from lumiere_jax.train_setup import update_from_file
+from lumiere_jax.train_step import Batch, TrainState
 
 X = jax.ShapeDtypeStruct((3,), jnp.float32)
 
@@ -44,6 +46,21 @@ def test_other_versions_and_devices_are_refused(saved, monkeypatch):
     monkeypatch.setattr(jax, "devices", lambda: [*jax.local_devices(), *jax.local_devices()])
     with pytest.raises(ValueError, match=r"devices: 1 there, 2 here; jax: [\d.]+ there, 9 here; jaxlib: "):
         load_program(saved, lowered(2.0))
+
+
+def test_a_training_step_from_a_file_is_compiled_for_other_batches_alone(tmp_path):
+    def batch(clips):
+        return Batch(jnp.ones((clips, 2)), jnp.ones((clips, 3)))
+
+    update = jax.jit(lambda state, frozen, batch: state.step + batch.video.sum() + frozen["one"])
+    state, frozen = TrainState(*(jnp.zeros(()) for _ in TrainState._fields)), {"one": jnp.ones(())}
+    program = update.lower(state, frozen, batch(2))
+    save_program(tmp_path / "program", program, program.compile(), jax.devices())
+    chosen = update_from_file(tmp_path / "program", update, state, frozen, batch(2))
+    assert chosen(state, frozen, batch(2)) == 5.0
+    assert update._cache_size() == 0
+    assert chosen(state, frozen, batch(4)) == 9.0
+    assert update._cache_size() == 1
 
 
 @pytest.mark.parametrize("content", [b"", b"\x80\x04\n", b"[1]\n", b'{"program": 1}'])
