@@ -1,6 +1,8 @@
 """Shared by all tests: shape-checked annotations and a persistent compilation cache."""
 
+import contextlib
 import gc
+import io
 import os
 import pathlib
 import signal
@@ -34,6 +36,7 @@ FIXTURES = pathlib.Path(__file__).parent.parent.parent / "shared" / "fixtures"
 LONG = (
     "distributed/test_training_processes.py",
     "test_train.py",
+    "test_trained_runs.py",
     "test_resume.py",
     "pipelines/test_full_size.py",
     "distributed/test_partitioning.py",
@@ -75,3 +78,18 @@ def float64():
 def data_dir(tmp_path_factory):
     """Where the runs of a test session keep their prepared data set."""
     return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory, data_dir):
+    """A trained STUNet with the image model that was trained first, and what the training printed."""
+    # Only now: the package is imported after its annotations' hook.
+    from small_runs import small_config
+
+    from configs import stunet
+    from lumiere_jax import train
+
+    workdir = tmp_path_factory.mktemp("base")
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        train.train(small_config(stunet, data_dir), workdir)
+    return workdir, printed.getvalue()
