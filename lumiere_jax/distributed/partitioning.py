@@ -131,6 +131,13 @@ def on_mesh(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
     return traced
 
 
+def platform() -> str:
+    """What a function that is traced `on_mesh` is compiled for, maybe ahead of time: "tpu", "gpu" or "cpu"; elsewhere
+    what JAX computes on here."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return jax.default_backend() if mesh.empty else mesh.abstract_device.platform
+
+
 def gathered(parameter: jax.Array) -> jax.Array:
     """A parameter whole on every device, in a function that is traced `on_mesh`; elsewhere as it is.
 

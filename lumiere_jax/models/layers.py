@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lumiere_jax.distributed.partitioning import gathered
+from lumiere_jax.distributed import partitioning
 
 Initializer = Callable[..., Array]
 
@@ -26,7 +26,7 @@ fan_in_third: Initializer = jax.nn.initializers.variance_scaling(1 / 3, "fan_in"
 
 def _value(parameter: nnx.Param, dtype: jnp.dtype) -> Array:
     """In the type of the computation, and only then gathered from the devices that it is divided over."""
-    return gathered(parameter.get_value().astype(dtype))  # an array, or `Int8`
+    return partitioning.gathered(parameter.get_value().astype(dtype))  # an array, or `Int8`
 
 
 class Linear(nnx.Module):
@@ -83,7 +83,9 @@ class SpatialConv(nnx.Module):
 class TemporalConv(nnx.Module):
     """A 1D convolution over time at each pixel, zero-padded to the same length, kernel `[k, in, out]`.
 
-    Computed as a (k, 1) convolution over `[frames, height * width]`: the form that XLA runs fastest on CPU and TPU.
+    Computed as a 3D convolution, of which any axis but the frames may be the batch. libtpu lays a convolution's batch
+    out beside the channels, in tiles of 8 by 128: a chip's one clip would fill an eighth of them, the pixels of a line
+    fill them all (docs/performance.md). XLA for a CPU moves the batch to the front, where the clips are already.
     """
 
     def __init__(
@@ -102,12 +104,16 @@ class TemporalConv(nnx.Module):
     def __call__(
         self, x: Float[Array, "batch frames height width in"]
     ) -> Float[Array, "batch frames height width out"]:
+        if partitioning.platform() == "tpu":
+            video, kernel, unit_axes = "BTHNC", "BTHIO", (0, 2)
+        else:
+            video, kernel, unit_axes = "NTHWC", "THWIO", (1, 2)
         y = jax.lax.conv_general_dilated(
             x,
-            _value(self.kernel, x.dtype)[:, None, None],
+            jnp.expand_dims(_value(self.kernel, x.dtype), unit_axes),
             (1, 1, 1),
             "SAME",
-            dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
+            dimension_numbers=(video, kernel, video),
         )
         return y + _value(self.bias, x.dtype)
 

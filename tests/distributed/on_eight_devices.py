@@ -30,6 +30,7 @@ from lumiere_jax.distributed.partitioning import (
 )
 from lumiere_jax.models import parameter_partition
 from lumiere_jax.models.attention import Attended, splash
+from lumiere_jax.models.layers import TemporalConv
 from lumiere_jax.models.text_to_video import TextToVideo
 from lumiere_jax.pipelines.generation import Settings, generate
 from lumiere_jax.pipelines.super_resolution import super_resolve
@@ -209,6 +210,26 @@ def test_the_attention_kernel_does_not_depend_on_the_mesh():
     actual = jax.jit(partitioning.on_mesh(mesh, with_gradients))(*placed)
     assert actual[0].sharding.spec[2] == "rows"
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), actual, expected)
+
+
+def test_a_tpus_temporal_convolution_does_not_depend_on_the_mesh(monkeypatch):
+    """Its batch are the pixels of a line: clips and rows, which are divided, are axes that it does not go over."""
+    graphdef, state = nnx.split(TemporalConv(3, 5, rngs=nnx.Rngs(0), param=nnx.Param))
+
+    def gradients(state, video):
+        return jax.value_and_grad(lambda *inputs: jnp.mean(jnp.sin(nnx.merge(graphdef, inputs[0])(inputs[1]))), (0, 1))(
+            state, video
+        )
+
+    video = np.sin(VIDEO)
+    expected = jax.jit(gradients)(state, video)
+    mesh = make_mesh(data=4, rows=2)
+    monkeypatch.setattr(partitioning, "platform", lambda: "tpu")
+    compiled = (
+        jax.jit(partitioning.on_mesh(mesh, gradients)).lower(place(mesh, state), shard_batch(mesh, video)).compile()
+    )
+    assert "all-gather" not in compiled.as_text()  # nor do the clips move
+    assert_same(compiled(place(mesh, state), shard_batch(mesh, video)), expected)
 
 
 @pytest.fixture

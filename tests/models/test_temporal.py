@@ -11,6 +11,7 @@ from flax import nnx
 from random_unets import randomised, smallest_stunet
 
 from lumiere_jax.abstract_model import OneKey
+from lumiere_jax.distributed import partitioning
 from lumiere_jax.models import parameter_partition, temporal
 from lumiere_jax.models.layers import TemporalConv
 from lumiere_jax.models.spatial_layers import SpatialLayer, SpatialResize, TextContext
@@ -56,8 +57,10 @@ def check(actual, expected):
     np.testing.assert_allclose(actual, expected, atol=1e-10, rtol=0)
 
 
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])  # each has its own axis as the convolution's batch
 @pytest.mark.parametrize("taps", [1, 3, 5])
-def test_temporal_convolution(taps):
+def test_temporal_convolution(taps, platform, monkeypatch):
+    monkeypatch.setattr(partitioning, "platform", lambda: platform)
     conv = randomised(nnx.eval_shape(lambda: TemporalConv(4, 6, kernel_size=taps, param=TemporalParam, rngs=OneKey(0))))
     x = normal(2, 4, 3, 2, 4)
     check(np.asarray(conv(x)), definitions.time_convolution(definitions.parameters(conv), x))
