@@ -102,7 +102,8 @@ def main(_argv: list[str]) -> None:
         task = Task(network, program, "demo", _FRAMES, _SIZE, _CLIPS, "float32", "cpu", threads)
         lines.append(row(task, measure(task, FLAGS.rounds)))
         print(lines[-1], flush=True)
-    lines += ["", f"{facts['cores']} cores of {facts['processor']}; {FLAGS.rounds} rounds; {facts['versions']}"]
+    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    lines += ["", f"{facts['cores']} cores of {facts['processor']}; {FLAGS.rounds} rounds; {versions}."]
     DOCUMENT.write_text(with_tables(DOCUMENT.read_text(), {"huge_pages": "\n".join(lines)}))
 
 

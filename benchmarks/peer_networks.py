@@ -192,7 +192,8 @@ def _set_up(threads: int, device: str) -> None:
 
 
 @functools.cache
-def _program(task: Task, competitor: Competitor) -> Program:
+def program_of(task: Task, competitor: Competitor) -> Program:
+    """The competitor, built in this process the first time that it is asked for."""
     return importlib.import_module(competitor.module).build(task, competitor)
 
 
@@ -208,7 +209,7 @@ def prepare(task: Task, competitor: Competitor) -> Prepared:
         module = importlib.import_module(competitor.module)
         module.start(task)
         idle = memory("VmRSS")
-        program = _program(task, competitor)
+        program = program_of(task, competitor)
         for _ in range(_WARM_UP):
             start = time.perf_counter()
             program.call()
@@ -225,7 +226,7 @@ def prepare(task: Task, competitor: Competitor) -> Prepared:
 
 def take_turn(task: Task, competitor: Competitor, calls: int) -> float:
     """Seconds of a call, over so many calls."""
-    program = _program(task, competitor)
+    program = program_of(task, competitor)
     start = time.perf_counter()
     for _ in range(calls):
         program.call()
@@ -237,7 +238,7 @@ def peak_memory(task: Task, competitor: Competitor) -> int | None:
 
     None where the system does not tell. `ru_maxrss` is no such number: a process inherits its parent's.
     """
-    program = _program(task, competitor)
+    program = program_of(task, competitor)
     return program.device_peak() if program.device_peak else memory("VmHWM")
 
 

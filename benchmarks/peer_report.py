@@ -23,7 +23,7 @@ from configs import stunet
 from lumiere_jax.checkpoints.deepfloyd_if import diffusers_config
 from lumiere_jax.models.unet2d_config import UNet2DConfig
 
-_DOCUMENT = pathlib.Path(__file__).parent.parent / "docs" / "performance.md"
+DOCUMENT = pathlib.Path(__file__).parent.parent / "docs" / "performance.md"
 _DISTRIBUTIONS = ("jax", "jaxlib", "flax", "numpy", "torch", "diffusers", "lumiere-pytorch", "x-transformers")
 CONFIGS = ("demo", "small", "if_m", "if_l", "test")
 
@@ -78,7 +78,7 @@ def benchmark(name: str, programs: dict[str, str]) -> None:
             write(pathlib.Path(FLAGS.output), name, facts | measured, rows, result)  # after each, as it takes long
     print(result)
     if FLAGS.write_docs:
-        _DOCUMENT.write_text(with_tables(_DOCUMENT.read_text(), {name: result}))
+        DOCUMENT.write_text(with_tables(DOCUMENT.read_text(), {name: result}))
 
 
 def is_installed(peer: str, task: Task) -> bool:
