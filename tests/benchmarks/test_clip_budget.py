@@ -1,5 +1,7 @@
 """FLOPs and seconds of a pipeline, from made-up stages."""
 
+import numpy as np
+
 from benchmarks import clip_budget
 from benchmarks.super_resolution_cost import Stage, Work
 
@@ -17,3 +19,20 @@ def test_row(monkeypatch):
     # 80 x 2 x 25 = 4000; + 16 x 13 x 2 x 10 = 4160; + 40 x 13 x 20 = 10400 TFLOP
     expected = "| `file:base` → `file:larger` → `file:largest` | 25 + 10 + 20 | 4.0 | 8 | 18.6 | 37 |"
     assert clip_budget.row(base, (larger, largest)) == expected
+
+
+def test_a_measured_row():
+    row = clip_budget.measured_row("prompt → clip", 20, 3e12, 6.0, 2e12)
+    assert row == "| prompt → clip | 20 | 3.00 | 6.0 | 500 | 25 % |"
+
+
+def test_what_is_measured_is_what_ships(monkeypatch):
+    """Two stages; FLOPs are those of all steps, windows and guidance."""
+    monkeypatch.setattr(clip_budget, "seconds_of", lambda make: 2.0)
+    monkeypatch.setattr(clip_budget, "sample_videos", lambda run, prompts: np.zeros((1, 40, 32, 32, 3), np.float32))
+    monkeypatch.setattr(clip_budget, "forward_flops", lambda config: 10.0)
+    (base, steps, flops, _), (larger, more_steps, more_flops, _) = clip_budget.stages()
+    assert base == "prompt → 40×32×32"
+    assert flops == 10.0 * 2 * steps
+    assert larger == "→ 40×64×64, in 7 windows"
+    assert more_flops in (10.0 * 7 * more_steps, 10.0 * 7 * 2 * more_steps)
