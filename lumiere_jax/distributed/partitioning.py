@@ -132,8 +132,10 @@ def on_mesh(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def platform() -> str:
-    """What a function that is traced `on_mesh` is compiled for, maybe ahead of time: "tpu", "gpu" or "cpu"; elsewhere
-    what JAX computes on here."""
+    """JAX's name of what a function that is traced `on_mesh` is compiled for, maybe ahead of time ("tpu", "cpu").
+
+    Elsewhere of what JAX computes on here.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     return jax.default_backend() if mesh.empty else mesh.abstract_device.platform
 
