@@ -149,7 +149,13 @@ def main(_argv: list[str]) -> None:
                     lines.append(row(task, competitor, of_it))
                     print(lines[-1], flush=True)
                     found.append(dataclasses.asdict(task) | dataclasses.asdict(competitor) | dataclasses.asdict(of_it))
-    result = "\n".join([*lines, "", peer_report.conditions(facts, task, _CALLS).replace("rounds", "calls")])
+    result = "\n".join(
+        [
+            *lines,
+            "",
+            peer_report.conditions(facts, task, _CALLS).replace(f"median of {_CALLS} rounds", f"{_CALLS} calls"),
+        ]
+    )
     (output / "peer_profile.json").write_text(json.dumps(facts | {"profiles": found}, indent=2) + "\n")
     (output / "peer_profile.md").write_text(result + "\n")
     if FLAGS.write_docs:
