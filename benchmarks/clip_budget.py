@@ -22,6 +22,7 @@ from absl.flags import FLAGS
 from benchmarks.machine import machine
 from benchmarks.model_sizes import with_tables
 from benchmarks.super_resolution_cost import ROOT, Stage, work_of
+from configs import ssr, stunet
 from lumiere_jax.abstract_program import forward_flops
 from lumiere_jax.checkpoints.trained_run import load_run
 from lumiere_jax.distributed import platform
@@ -95,14 +96,14 @@ def stages() -> Iterator[tuple[str, int, float, float]]:
     base, larger = load_run(SHIPPED / "base"), load_run(SHIPPED / "super_resolution")
     settings, clip = sampling_settings(base.config), base.config.clip
     seconds = seconds_of(lambda: sample_videos(base, [_PROMPT]))
-    flops = forward_flops(base.config) * settings.calls * _halves(settings)
+    flops = forward_flops(stunet.get_config("shapes")) * settings.calls * _halves(settings)
     yield f"prompt → {clip.frames}×{clip.size}×{clip.size}", settings.steps, flops, seconds
 
     small = sample_videos(base, [_PROMPT])
     ready = super_resolution.prepare(larger, small.shape[1:4])
     seconds = seconds_of(lambda: ready.videos(small, [_PROMPT]))
     windows = len(ready.cut.corners)
-    flops = forward_flops(larger.config) * windows * ready.settings.calls * _halves(ready.settings)
+    flops = forward_flops(ssr.get_config("demo")) * windows * ready.settings.calls * _halves(ready.settings)
     frames, height, width = ready.cut.clip
     yield f"→ {frames}×{height}×{width}, in {windows} windows", ready.settings.steps, flops, seconds
 

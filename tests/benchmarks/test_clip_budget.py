@@ -4,6 +4,8 @@ import numpy as np
 
 from benchmarks import clip_budget
 from benchmarks.super_resolution_cost import Stage, Work
+from configs import ssr, stunet
+from lumiere_jax.abstract_program import forward_flops
 
 
 def test_row(monkeypatch):
@@ -27,12 +29,12 @@ def test_a_measured_row():
 
 
 def test_what_is_measured_is_what_ships(monkeypatch):
-    """Two stages; FLOPs are those of all steps, windows and guidance."""
+    """Two stages; FLOPs are those of all steps and windows, and of both halves of guidance."""
     monkeypatch.setattr(clip_budget, "seconds_of", lambda make: 2.0)
     monkeypatch.setattr(clip_budget, "sample_videos", lambda run, prompts: np.zeros((1, 40, 32, 32, 3), np.float32))
-    monkeypatch.setattr(clip_budget, "forward_flops", lambda config: 10.0)
     (base, steps, flops, _), (larger, more_steps, more_flops, _) = clip_budget.stages()
     assert base == "prompt → 40×32×32"
-    assert flops == 10.0 * 2 * steps
+    assert flops == 2 * steps * forward_flops(stunet.get_config("shapes"))
     assert larger == "→ 40×64×64, in 7 windows"
-    assert more_flops in (10.0 * 7 * more_steps, 10.0 * 7 * 2 * more_steps)
+    guided = 1 if ssr.get_config("demo").sampling.guidance == 1.0 else 2
+    assert more_flops == 7 * guided * more_steps * forward_flops(ssr.get_config("demo"))
