@@ -118,7 +118,7 @@ def work(model: TextToVideo, config: ml_collections.ConfigDict, settings: Settin
     if chosen.deep_features_every > 1:
         few = calls - -(-calls // chosen.deep_features_every)
         left_out = few * (whole - flops((frames, size, size), chosen.shallow_layers))
-    return (calls * whole - left_out) * (1 if settings.guidance_weight == 1.0 else 2)
+    return (calls * whole - left_out) * settings.evaluations_a_call
 
 
 def measure(run: Run, captions: Sequence[str], batch_size: int) -> tuple[list[dict[str, Any]], dict[str, Videos]]:

@@ -19,7 +19,7 @@ import tqdm
 from absl import app, flags
 from absl.flags import FLAGS
 
-from benchmarks.machine import machine
+from benchmarks.machine import machine, versions
 from benchmarks.model_sizes import with_tables
 from benchmarks.super_resolution_cost import ROOT, Stage, work_of
 from configs import ssr, stunet
@@ -28,7 +28,7 @@ from lumiere_jax.checkpoints.trained_run import load_run
 from lumiere_jax.distributed import platform
 from lumiere_jax.distributed.model_flops import PEAK_FLOPS
 from lumiere_jax.pipelines import super_resolution
-from lumiere_jax.pipelines.generation import Settings, sampling_settings
+from lumiere_jax.pipelines.generation import sampling_settings
 from lumiere_jax.pipelines.text_to_video import sample_videos
 
 DOCUMENT = ROOT / "docs" / "performance.md"
@@ -83,10 +83,9 @@ def measured_table() -> str:
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     lines += [measured_row(*stage, rate) for stage in stages()]
     facts = machine(["jax", "jaxlib"])
-    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     conditions = (
         f"float32, medians of {_TIMES}; two matrices of {_MATRIX} rows and columns are multiplied at {rate / 1e9:,.0f} "
-        f"GFLOP/s. {facts['processor']}, {facts['cores']} cores; {versions}."
+        f"GFLOP/s. {facts['processor']}, {facts['cores']} cores; {versions(facts)}."
     )
     return "\n".join([*lines, "", conditions])
 
@@ -96,21 +95,16 @@ def stages() -> Iterator[tuple[str, int, float, float]]:
     base, larger = load_run(SHIPPED / "base"), load_run(SHIPPED / "super_resolution")
     settings, clip = sampling_settings(base.config), base.config.clip
     seconds = seconds_of(lambda: sample_videos(base, [_PROMPT]))
-    flops = forward_flops(stunet.get_config("shapes")) * settings.calls * _halves(settings)
+    flops = forward_flops(stunet.get_config("shapes")) * settings.calls * settings.evaluations_a_call
     yield f"prompt → {clip.frames}×{clip.size}×{clip.size}", settings.steps, flops, seconds
 
     small = sample_videos(base, [_PROMPT])
     ready = super_resolution.prepare(larger, small.shape[1:4])
     seconds = seconds_of(lambda: ready.videos(small, [_PROMPT]))
     windows = len(ready.cut.corners)
-    flops = forward_flops(ssr.get_config("demo")) * windows * ready.settings.calls * _halves(ready.settings)
+    flops = forward_flops(ssr.get_config("demo")) * windows * ready.settings.calls * ready.settings.evaluations_a_call
     frames, height, width = ready.cut.clip
     yield f"→ {frames}×{height}×{width}, in {windows} windows", ready.settings.steps, flops, seconds
-
-
-def _halves(settings: Settings) -> int:
-    """How often a step evaluates the network, for guidance."""
-    return 1 if settings.guidance_weight == 1.0 else 2
 
 
 def seconds_of(make: Callable[[], object]) -> float:

@@ -51,7 +51,7 @@ def sampled(run: Run, captions: Sequence[str], **choices: str | int) -> tuple[Vi
     """Clips, and how often each went through the network."""
     settings = sampling_settings(run.config, **choices)
     batches = [batch.videos for batch in sample_in_batches(run, captions, seed=0, **choices)]
-    return np.concatenate(batches), settings.calls * (1 if settings.guidance_weight == 1.0 else 2)
+    return np.concatenate(batches), settings.calls * settings.evaluations_a_call
 
 
 def measure(teacher: Run, students: Sequence[Run], captions: Sequence[str]) -> tuple[list[dict], dict[str, Videos]]:

@@ -25,7 +25,7 @@ from contextlib import ExitStack, contextmanager
 from absl import app, flags
 from absl.flags import FLAGS
 
-from benchmarks.machine import machine
+from benchmarks.machine import machine, versions
 from benchmarks.model_sizes import with_tables
 from benchmarks.peer_networks import OURS, Competitor, Prepared, Task, prepare, take_turn
 from benchmarks.super_resolution_cost import ROOT
@@ -102,8 +102,7 @@ def main(_argv: list[str]) -> None:
         task = Task(network, program, "demo", _FRAMES, _SIZE, _CLIPS, "float32", "cpu", threads)
         lines.append(row(task, measure(task, FLAGS.rounds)))
         print(lines[-1], flush=True)
-    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
-    lines += ["", f"{facts['cores']} cores of {facts['processor']}; {FLAGS.rounds} rounds; {versions}."]
+    lines += ["", f"{facts['cores']} cores of {facts['processor']}; {FLAGS.rounds} rounds; {versions(facts)}."]
     DOCUMENT.write_text(with_tables(DOCUMENT.read_text(), {"huge_pages": "\n".join(lines)}))
 
 

@@ -31,6 +31,11 @@ def machine(distributions: Sequence[str]) -> dict[str, object]:
     }
 
 
+def versions(facts: dict) -> str:
+    """Of what `machine` found: the versions, in one line."""
+    return ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+
+
 def processor() -> str:
     """The processor's name where Linux tells it, else its architecture."""
     named = _PROCESSORS.is_file() and re.search(r"^model name\s*: (.+)$", _PROCESSORS.read_text(), re.MULTILINE)

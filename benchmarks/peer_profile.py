@@ -6,8 +6,7 @@
 Why `benchmarks/sampling.py` and `training_step.py` find what they find. One thread, on which nothing overlaps, so that
 the times of a program's parts add up to the time of a call, which stands beside their sum. Parts are what each library
 tells: XLA's instructions, by the compiled program's text, and PyTorch's operators, of which its compiler's own code is
-one. Writes `peer_profile.json` and `.md`, and with
-`--write_docs` the table in docs/performance.md.
+one. Writes `peer_profile.json` and `.md`, and with `--write_docs` the table in docs/performance.md.
 """
 
 import collections
@@ -18,6 +17,7 @@ import multiprocessing
 import os
 import pathlib
 import re
+import sys
 import tempfile
 from collections.abc import Callable, Mapping
 
@@ -31,6 +31,7 @@ from benchmarks.peer_networks import IMAGE_PEER, LUMIERE, OURS, Competitor, Task
 # Of a program: convolutions with their gradients; products of matrices, attention among them; copies in another order
 # of axes, with whatever XLA computes while it copies; the rest: normalisations, activations, sums.
 KINDS = ("convolutions", "products", "other order", "the rest")
+_PEERS = {"image": IMAGE_PEER, "video": LUMIERE}
 _CALLS = 10
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = .*? ([a-z][a-z\-]*)\(")
 _SOURCE = re.compile(r'op_name="(?:[^"]*/)?([^"/]*)"')
@@ -136,6 +137,10 @@ def row(task: Task, competitor: Competitor, found: Profile) -> str:
 
 def main(_argv: list[str]) -> None:
     """Entry point."""
+    if FLAGS.device != "cpu" or FLAGS.threads != 1:
+        sys.exit(f"error: --device={FLAGS.device} --threads={FLAGS.threads}: parts add up on one thread of a CPU alone")
+    if missing := [peer for network, peer in _PEERS.items() if not peer_networks.installed(peer, network)]:
+        sys.exit(f"error: not installed: {', '.join(missing)} (pip install '.[peers]')")
     facts, output = machine(["jax", "jaxlib", "torch", "diffusers", "lumiere-pytorch"]), pathlib.Path(FLAGS.output)
     columns = ["program", "network", *KINDS, "sum", "a call"]
     lines, found = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"], []
@@ -143,8 +148,8 @@ def main(_argv: list[str]) -> None:
     with tempfile.TemporaryDirectory() as weights:
         for programs in ({"image": "forward", "video": "forward"}, {"image": "gradient", "video": "training_step"}):
             for task in peer_report.tasks_of_flags(programs, weights):
-                peer = Competitor(IMAGE_PEER if task.network == "image" else LUMIERE, FLAGS.mode[0])
-                for competitor in (Competitor(OURS), peer):
+                peers = [Competitor(_PEERS[task.network], mode) for mode in FLAGS.mode]
+                for competitor in (Competitor(OURS), *peers):
                     of_it = in_a_process(task, competitor)
                     lines.append(row(task, competitor, of_it))
                     print(lines[-1], flush=True)
@@ -153,7 +158,7 @@ def main(_argv: list[str]) -> None:
         [
             *lines,
             "",
-            peer_report.conditions(facts, task, _CALLS).replace(f"median of {_CALLS} rounds", f"{_CALLS} calls"),
+            peer_report.conditions(facts, task, f"{_CALLS} calls"),
         ]
     )
     (output / "peer_profile.json").write_text(json.dumps(facts | {"profiles": found}, indent=2) + "\n")
@@ -167,7 +172,7 @@ if __name__ == "__main__":
     from benchmarks import peer_report
     from benchmarks.model_sizes import with_tables
 
-    peer_report.define_flags()
+    peer_report.define_task_flags()
     FLAGS.set_default("threads", 1)
     FLAGS.set_default("mode", ["compile"])
     app.run(main)

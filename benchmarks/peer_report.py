@@ -16,7 +16,7 @@ from absl.flags import FLAGS
 from matplotlib.figure import Figure
 
 from benchmarks import peer_networks
-from benchmarks.machine import machine
+from benchmarks.machine import machine, versions
 from benchmarks.model_sizes import with_tables
 from benchmarks.peer_networks import IMAGE_PEER, MODES, OURS, PEERS, Row, Task
 from configs import stunet
@@ -41,14 +41,19 @@ def run(name: str, programs: dict[str, str]) -> None:
 
 def define_flags() -> None:
     """The command line."""
+    define_task_flags()
+    flags.DEFINE_integer("rounds", 7, "In which ours and a peer take one turn each.", 1)
+    flags.DEFINE_float("seconds", 1.0, "Of a turn, about.", 0.0)
+
+
+def define_task_flags() -> None:
+    """What is done, in which modes, and where the results go: `peer_profile` has these, too."""
     flags.DEFINE_enum("config", "demo", CONFIGS, "Variant of configs/stunet.py; --quick takes test.")
     flags.DEFINE_integer("frames", 0, "Of a clip; 0: the config's. The image network gets as many pictures.", 0)
     flags.DEFINE_integer("size", 0, "Pixels; 0: the config's.", 0)
     flags.DEFINE_integer("clips", 2, "In a batch.", 1)
     flags.DEFINE_enum("device", "cpu", ["cpu", "gpu"], "cpu: float32. gpu: the config's type of computation.")
     flags.DEFINE_integer("threads", min(2, os.cpu_count()), "Of each library.", 1)
-    flags.DEFINE_integer("rounds", 7, "In which ours and a peer take one turn each.", 1)
-    flags.DEFINE_float("seconds", 1.0, "Of a turn, about.", 0.0)
     flags.DEFINE_multi_enum("mode", list(MODES), MODES, "How PyTorch runs its networks.")
     flags.DEFINE_string("output", None, "Folder for the results.", required=True)
     flags.DEFINE_bool("write_docs", False, "Also puts the table into docs/performance.md.")
@@ -68,7 +73,7 @@ def benchmark(name: str, programs: dict[str, str]) -> None:
             print(f"not installed, left out: {', '.join(missing)} (pip install '.[peers]')")
         for task in tasks:
             rows += peer_networks.measure(task, modes, rounds=rounds, seconds=seconds)
-            result = "\n\n".join([table(rows), *goals(rows), conditions(facts, task, rounds)])
+            result = "\n\n".join([table(rows), *goals(rows), conditions(facts, task, f"median of {rounds} rounds")])
             measured = {"tasks": [dataclasses.asdict(task) | {"weights": ""} for task in tasks], "rounds": rounds}
             measured |= {
                 "seconds of a turn": seconds,
@@ -168,14 +173,13 @@ def goals(rows: Sequence[Row]) -> list[str]:
     return ["At least as fast as the peer's best mode:\n\n" + "\n".join(found)] if found else []
 
 
-def conditions(facts: dict, task: Task, rounds: int) -> str:
-    """What was measured on what, in one paragraph."""
-    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+def conditions(facts: dict, task: Task, repeated: str) -> str:
+    """What was measured on what, how often, in one paragraph."""
     return (
         f"`{task.config}`: {task.clips} clips of {task.frames} frames, or {task.frames} pictures, of {task.size}×"
-        f"{task.size} pixels, {task.dtype}, {task.device}, {task.threads} threads each; median of {rounds} "
-        f"rounds. {facts['processor']}, {facts['cores']} cores, load {facts['load average at the start']:.1f} before "
-        f"the start; Python {facts['python']}, {versions}."
+        f"{task.size} pixels, {task.dtype}, {task.device}, {task.threads} threads each; {repeated}. "
+        f"{facts['processor']}, {facts['cores']} cores, load {facts['load average at the start']:.1f} before "
+        f"the start; Python {facts['python']}, {versions(facts)}."
     )
 
 

@@ -94,7 +94,7 @@ def needed_flops(config: ml_collections.ConfigDict, program: str) -> float:
     else:
         settings = sampling_settings(_with_unet(config))
         calls = 1 if config.diffusion.low_res_factor else settings.calls
-        a_clip = forward_flops(config) * calls * (1 if settings.guidance_weight == 1.0 else 2)
+        a_clip = forward_flops(config) * calls * settings.evaluations_a_call
     return config.training.batch_size * a_clip
 
 

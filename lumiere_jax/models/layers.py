@@ -83,9 +83,9 @@ class SpatialConv(nnx.Module):
 class TemporalConv(nnx.Module):
     """A 1D convolution over time at each pixel, zero-padded to the same length, kernel `[k, in, out]`.
 
-    Computed as what XLA runs fastest (docs/performance.md). For a CPU a 2D convolution over frames and pixels: over
-    three axes it takes two to three times as long. For a TPU a 3D convolution whose batch are the pixels of a line:
-    libtpu lays the batch out beside the channels, and a chip's one clip would leave most of each tile empty.
+    Computed as what XLA runs fastest (docs/performance.md). A 2D convolution over frames and pixels: on a CPU, over
+    three axes, it takes two to three times as long. For a TPU a 3D convolution whose batch are the pixels of a line:
+    libtpu lays the batch out beside the channels, and a chip's one clip would leave half of each tile empty.
     """
 
     def __init__(

@@ -91,6 +91,11 @@ class Settings:
         """How often a clip goes through the network; a guided call counts once."""
         return jax.eval_shape(self.plan).calls
 
+    @property
+    def evaluations_a_call(self) -> int:
+        """2 with guidance, which asks the network with and without the text; else 1."""
+        return 1 if self.guidance_weight == 1.0 else 2
+
     def times(self) -> Float[np.ndarray, " times"]:
         """The diffusion times that the sampler goes along."""
         return samplers.tail(samplers.time_grid(self.steps, self.schedule, self.spacing), self.start, self.schedule)

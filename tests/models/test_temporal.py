@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import temporal_definitions as definitions
 from flax import nnx
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 from random_unets import randomised, smallest_stunet
 
 from lumiere_jax.abstract_model import OneKey
 from lumiere_jax.distributed import partitioning
+from lumiere_jax.distributed.mesh import AXES
 from lumiere_jax.models import parameter_partition, temporal
 from lumiere_jax.models.layers import TemporalConv
 from lumiere_jax.models.spatial_layers import SpatialLayer, SpatialResize, TextContext
@@ -64,6 +66,22 @@ def test_temporal_convolution(taps, platform, monkeypatch):
     conv = randomised(nnx.eval_shape(lambda: TemporalConv(4, 6, kernel_size=taps, param=TemporalParam, rngs=OneKey(0))))
     x = normal(2, 4, 3, 2, 4)
     check(np.asarray(conv(x)), definitions.time_convolution(definitions.parameters(conv), x))
+
+
+def test_a_tpus_temporal_convolution_has_the_pixels_of_a_line_as_its_batch():
+    """In a program that is compiled for a TPU elsewhere, too; on a CPU the clips are the batch."""
+    conv = TemporalConv(4, 6, param=TemporalParam, rngs=nnx.Rngs(0))
+
+    def batch_axis_and_rank(platform):
+        device = AbstractDevice(device_kind="", num_cores=1, platform=platform)
+        mesh = AbstractMesh((1, 1), AXES, axis_types=(AxisType.Auto, AxisType.Auto), abstract_device=device)
+        with jax.sharding.use_abstract_mesh(mesh):
+            equations = jax.make_jaxpr(conv)(normal(2, 4, 3, 2, 4)).eqns
+        (found,) = [each for each in equations if each.primitive is jax.lax.conv_general_dilated_p]
+        return found.params["dimension_numbers"].lhs_spec[0], found.invars[0].aval.ndim
+
+    assert batch_axis_and_rank("tpu") == (3, 5)
+    assert batch_axis_and_rank("cpu") == (0, 4)
 
 
 @pytest.mark.parametrize(("act", "frames"), [("gelu", 5), ("silu", 4), ("gelu", 1)])
