@@ -154,9 +154,11 @@ class GroupNorm(nnx.Module):
         return x * scale.astype(x.dtype) + shift.astype(x.dtype)
 
     def _group_mean(self, per_channel: Array) -> Array:
-        grouped = per_channel.reshape(*per_channel.shape[:-1], self.groups, -1).mean(-1, keepdims=True)
-        per_group = per_channel.shape[-1] // self.groups
-        return jnp.broadcast_to(grouped, (*grouped.shape[:-1], per_group)).reshape(per_channel.shape)
+        """At each channel the mean of its group."""
+        grouped = per_channel.reshape(*per_channel.shape[:-1], self.groups, -1).mean(-1)
+        # Spread by a product: a broadcast goes into XLA's loop over pixels, which takes four times as long on a CPU.
+        members = jnp.repeat(jnp.eye(self.groups, dtype=grouped.dtype), per_channel.shape[-1] // self.groups, axis=1)
+        return jnp.matmul(grouped, members, precision="highest")
 
 
 class LayerNorm(nnx.Module):
