@@ -155,9 +155,11 @@ class GroupNorm(nnx.Module):
 
     def _group_mean(self, per_channel: Array) -> Array:
         """At each channel the mean of its group."""
-        grouped = per_channel.reshape(*per_channel.shape[:-1], self.groups, -1).mean(-1)
-        # Spread by a product: a broadcast goes into XLA's loop over pixels, which takes four times as long on a CPU.
-        members = jnp.repeat(jnp.eye(self.groups, dtype=grouped.dtype), per_channel.shape[-1] // self.groups, axis=1)
+        # Products there and back: a broadcast goes into XLA's loops over pixels, here and in the gradient, which then
+        # take four times as long on a CPU.
+        size = per_channel.shape[-1] // self.groups
+        members = jnp.repeat(jnp.eye(self.groups, dtype=per_channel.dtype), size, axis=1)
+        grouped = jnp.matmul(per_channel, members.T / size, precision="highest")
         return jnp.matmul(grouped, members, precision="highest")
 
 

@@ -30,7 +30,7 @@ class TextContext(NamedTuple):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def activation(name: str, x: Array) -> Array:
-    """The exact (erf) GELU, or SiLU. Its gradient keeps the input alone, where JAX's own keeps up to two values more."""
+    """The exact (erf) GELU, or SiLU. Its gradient keeps the input alone, where JAX's own keeps two values more."""
     return jax.nn.gelu(x, approximate=False) if name == "gelu" else jax.nn.silu(x)
 
 
