@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import pathlib
+import shutil
 import statistics
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -56,7 +57,7 @@ def define_task_flags() -> None:
     flags.DEFINE_integer("threads", min(2, os.cpu_count()), "Of each library.", 1)
     flags.DEFINE_multi_enum("mode", list(MODES), MODES, "How PyTorch runs its networks.")
     flags.DEFINE_string("output", None, "Folder for the results.", required=True)
-    flags.DEFINE_bool("write_docs", False, "Also puts the table into docs/performance.md.")
+    flags.DEFINE_bool("write_docs", False, "Also puts the table into docs/performance.md, and the picture beside.")
     flags.DEFINE_bool("quick", False, "Tiny networks, two short rounds, eager: shows that it runs, says nothing else.")
 
 
@@ -84,6 +85,8 @@ def benchmark(name: str, programs: dict[str, str]) -> None:
     print(result)
     if FLAGS.write_docs:
         DOCUMENT.write_text(with_tables(DOCUMENT.read_text(), {name: result}))
+        picture = pathlib.Path(FLAGS.output, f"{name}.png")
+        shutil.copy(picture, DOCUMENT.parent / "pictures" / f"peers_{picture.name}")
 
 
 def is_installed(peer: str, task: Task) -> bool:
