@@ -6,6 +6,7 @@ import pathlib
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from configs import stunet
@@ -101,6 +102,26 @@ def _with_steps(steps):
     config = stunet.get_config("test")
     config.training.batch_size, config.sampling.steps = 4, steps
     return config
+
+
+# The chips of a slice in the order of its mesh, by their places in the network.
+COORDINATES = """
+from lumiere_jax.distributed import mesh, tpu_slice
+tpu_slice.prepare()
+for topology, rows in (("v5e:4x4", 4), ("v5e:16x16", 8), ("v6e:8x8", 4), ("v5p:4x4x4", 4)):
+    devices = mesh.make_mesh(rows=rows, devices=tpu_slice.devices_of(topology)).devices
+    print([[list(chip.coords) for chip in row] for row in devices])
+"""
+
+
+@needs_libtpu
+def test_a_frames_rows_lie_on_neighbouring_chips():
+    """Also where an axis of the network has more chips than a frame's rows: jax.make_mesh refuses 16 x 4 on v6e:8x8."""
+    process = subprocess.run([sys.executable, "-c", COORDINATES], capture_output=True, text=True, check=True)
+    slices = list(map(json.loads, process.stdout.splitlines()))
+    assert len(slices) == 4
+    for places in slices:
+        np.testing.assert_array_equal(np.abs(np.diff(places, axis=1)).sum(-1), 1)
 
 
 @needs_libtpu

@@ -91,15 +91,16 @@ def make_mesh(data: int = -1, rows: int = 1, devices: Sequence[jax.Device] | Non
         )
     types = (AxisType.Auto,) * len(AXES)
     slices = len({getattr(device, "slice_index", 0) for device in devices})
-    if slices == 1:
-        return jax.make_mesh((data, rows), AXES, axis_types=types, devices=devices)
     if data % slices:
         raise ValueError(
             f"rows={rows} reaches over several of the {slices} slices of {count // slices} devices, whose network is "
             f"slow: choose a divisor of {count // slices}"
         )
-    # jax.make_mesh refuses several slices.
-    in_order = mesh_utils.create_hybrid_device_mesh(
-        (data // slices, rows), (slices, 1), devices, allow_split_physical_axes=True
-    )
+    # jax.make_mesh refuses several slices, and 16 x 4 of a v6e:8x8, whose 8 chips along an axis must be divided for it.
+    if slices == 1:
+        in_order = mesh_utils.create_device_mesh((data, rows), devices, allow_split_physical_axes=True)
+    else:
+        in_order = mesh_utils.create_hybrid_device_mesh(
+            (data // slices, rows), (slices, 1), devices, allow_split_physical_axes=True
+        )
     return Mesh(in_order, AXES, axis_types=types)
