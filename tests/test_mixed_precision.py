@@ -76,5 +76,7 @@ def test_all_products_are_of_bfloat16(start):
         line for line in lowered.as_text().splitlines() if re.search(r"stablehlo\.(convolution|dot_general)", line)
     ]
     assert len(products) > 100  # forward and backward
+    # But for groups' statistics, which a normalisation sums and spreads in float32 at the highest precision.
+    products = [line for line in products if "precision = [HIGHEST, HIGHEST]" not in line]
     wide = [line.strip() for line in products if "bf16" not in line or "f32>" in line.partition(" : ")[2]]
     assert not wide
