@@ -156,7 +156,7 @@ class GroupNorm(nnx.Module):
     def _group_mean(self, per_channel: Array) -> Array:
         """At each channel the mean of its group."""
         # Products there and back: a broadcast goes into XLA's loops over pixels, here and in the gradient, which then
-        # take four times as long on a CPU.
+        # take several times as long on a CPU.
         size = per_channel.shape[-1] // self.groups
         members = jnp.repeat(jnp.eye(self.groups, dtype=per_channel.dtype), size, axis=1)
         grouped = jnp.matmul(per_channel, members.T / size, precision="highest")

@@ -48,7 +48,8 @@ def training(kind, policies):
         .lower(trained, *given)
         .compile()
     )
-    return *compiled(trained, *given), compiled.cost_analysis()["flops"]
+    work = compiled.cost_analysis()["flops"], compiled.as_text().count(" convolution(")
+    return *compiled(trained, *given), work
 
 
 @pytest.mark.usefixtures("float64")
@@ -70,8 +71,11 @@ def test_loss_and_gradients_stay(kind, policies):
 @pytest.mark.parametrize("kind", UNETS)
 def test_the_compiled_program_computes_again(kind):
     """XLA would be free to find that the second computation is the first one."""
-    nothing, products, full = (training(kind, policies)[2] for policies in (NOTHING, OTHERS[0], OTHERS[-1]))
+    work = [training(kind, policies)[2] for policies in (NOTHING, OTHERS[0], OTHERS[-1])]
+    (nothing, products, full), convolutions = zip(*work, strict=True)
     assert nothing < products < full
+    assert convolutions[0] == convolutions[1]  # kept
+    assert convolutions[2] > convolutions[0]
     assert full > 1.05 * nothing
 
 
