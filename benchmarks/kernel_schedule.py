@@ -1,45 +1,62 @@
-"""How many cycles the attention kernel takes on a TPU that is not at hand: its schedule, as libtpu writes it.
+"""How many cycles our kernels take on a TPU that is not at hand: their schedules, as libtpu writes them.
 
     python -m benchmarks.kernel_schedule [--topologies=v5e:2x2,v5p:2x2x1]
 
 libtpu estimates the cycles of every instruction that XLA makes, and of a kernel it does not. But it can write down the
 bundles of instructions that it schedules for it, of which a core issues one a cycle unless something makes it wait.
-These kernels are one loop over blocks of attention weights: its bundles, over the weights of a block, are the cycles of
-a weight (`tpu_slice.KERNEL_CYCLES`). What is done for the first or the last block of keys alone counts for each block;
-waiting for memory does not count.
+A kernel is one loop over blocks: its bundles, times the blocks, are its cycles. What is done for the first or the last
+block alone counts for each block; waiting for memory does not count.
+
+Attention takes so many cycles for each weight. A normalised convolution's are fitted, by least squares of relative
+errors, to sizes of IF's networks (GELU; SiLU takes a sixth less): so many for each product, for each value and for each
+value that a tap looks at (`compiled_program.work_of_kernel`). The results are `tpu_slice.KERNEL_CYCLES`.
 """
 
 import os
 import pathlib
 import re
 import tempfile
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import tqdm
 from absl import app, flags
 from absl.flags import FLAGS
 
 from lumiere_jax.distributed import tpu_slice
+from lumiere_jax.distributed.compiled_program import work_of_kernel
+from lumiere_jax.models import normalized_conv
 from lumiere_jax.models.attention import BLOCK_OF_KEYS, BLOCK_OF_QUERIES, Attended, splash
+from lumiere_jax.models.layers import Affine
 
 # As in `if_l` on four rows: the queries of one device, and the keys of all pixels and of the text.
 _FRAMES, _HEADS, _QUERIES, _PIXELS, _TEXT, _WIDTH = 4, 10, 1024, 4096, 77, 64
+# Channels and frames of the two finest levels of if_m and if_l, and of the finest of if_xl; pixels of a device.
+_VIDEOS, _HEIGHT, _LINE = ((192, 80), (384, 40), (320, 80), (640, 40), (704, 80)), 8, 32
 _BUNDLE = re.compile(r"^ *0x([0-9a-f]+)")
 
 
-def compile_kernels(topology: str) -> None:
-    """Compiles attention and its gradient, for one device of a slice."""
-    device = jax.sharding.SingleDeviceSharding(tpu_slice.devices_of(topology)[0])
+def attention_and_gradient(query: jax.Array, *sources: Attended) -> tuple:
+    """The two kernels of attention."""
+    out, gradient = jax.vjp(splash, query, *sources)
+    return out, gradient(out)
 
-    def tokens(count: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((1, _FRAMES, count, _HEADS, _WIDTH), jnp.bfloat16, sharding=device)
 
-    def attention_and_gradient(query: jax.Array, *sources: Attended) -> tuple:
-        out, gradient = jax.vjp(splash, query, *sources)
-        return out, gradient(out)
+def convolution_and_gradient(
+    x: jax.Array, norm: Affine, kernel: jax.Array, bias: jax.Array, residual: jax.Array
+) -> tuple:
+    """The two kernels of a normalised convolution: with one tap that of a projection."""
 
-    sources = [Attended(tokens(count), tokens(count)) for count in (_PIXELS, _TEXT)]
-    jax.jit(attention_and_gradient).lower(tokens(_QUERIES), *sources).compile()
+    def convolution(*inputs: jax.Array) -> jax.Array | tuple:
+        if len(kernel) > 1:
+            return normalized_conv.normalized_conv(*inputs, act="gelu")
+        x, norm, weights, bias = inputs
+        return normalized_conv.add_normalized_product(residual, x, norm, weights[0], bias, act="gelu")
+
+    out, gradient = jax.vjp(convolution, x, norm, kernel, bias)
+    return out, gradient(out)
 
 
 def bundles_of_loop(schedule: str) -> int:
@@ -56,17 +73,68 @@ def bundles_of_loop(schedule: str) -> int:
     return exits[0] - bodies[0]
 
 
+def fit(work: list[dict[str, int]], cycles: list[float]) -> tuple[dict[str, float], float]:
+    """Cycles for one of each, with the smallest squares of relative errors.
+
+    Args:
+      work: what kernels do, from `work_of_kernel`, all with the same units.
+      cycles: that each takes.
+
+    Returns:
+      cycles by unit, and the largest relative error.
+    """
+    relative = np.asarray([list(each.values()) for each in work]) / np.asarray(cycles)[:, None]
+    of_unit, *_ = np.linalg.lstsq(relative, np.ones(len(cycles)))
+    return dict(zip(work[0], of_unit.tolist(), strict=True)), float(np.abs(relative @ of_unit - 1.0).max())
+
+
+def _bundles(function: jax.stages.Wrapped, *inputs: object) -> dict[str, int]:
+    """Bundles of the loop of each kernel in a function, by the kernel's name."""
+    function.lower(*inputs).compile()
+    found = {}
+    for path in pathlib.Path(_schedules.name).glob("*final_bundles.txt"):
+        kernel = re.search(r"-(splash_mha_[a-z]+|normalized_conv_[a-z]+)\b", path.name.replace("_segmented", "-"))
+        if kernel and "schedule-analysis" not in path.name:
+            found[kernel[1]] = bundles_of_loop(path.read_text())
+    for path in pathlib.Path(_schedules.name).iterdir():
+        path.unlink()
+    return found
+
+
+def kernels_of(topology: str) -> Iterator[tuple[str, dict[str, int], float]]:
+    """Name, work and cycles of each kernel that is measured, on one core of a slice."""
+    device = jax.sharding.SingleDeviceSharding(tpu_slice.devices_of(topology)[0])
+
+    def array(*shape: int, dtype: jnp.dtype = jnp.bfloat16) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=device)
+
+    def tokens(count: int) -> jax.ShapeDtypeStruct:
+        return array(1, _FRAMES, count, _HEADS, _WIDTH)
+
+    sources = [Attended(tokens(count), tokens(count)) for count in (_PIXELS, _TEXT)]
+    block = [(1, 1, _WIDTH, BLOCK_OF_QUERIES), (1, 1, _WIDTH, BLOCK_OF_KEYS)]
+    for name, bundles in _bundles(jax.jit(attention_and_gradient), tokens(_QUERIES), *sources).items():
+        yield name, work_of_kernel(name, block), bundles
+    for channels, frames in _VIDEOS:
+        pixels = normalized_conv.pixels_of_a_block(_HEIGHT * _LINE, frames)
+        for taps in (1, 3):
+            video, weights = array(1, frames, _HEIGHT, _LINE, channels), (taps, channels, channels)
+            norm = Affine(*[array(1, frames, channels, dtype=jnp.float32)] * 2)
+            inputs = (video, norm, array(*weights), array(channels), video)
+            for name, bundles in _bundles(jax.jit(convolution_and_gradient), *inputs).items():
+                yield name, work_of_kernel(name, [(1, pixels, frames, channels), weights]), bundles
+
+
 def main(_argv: list[str]) -> None:
     """Entry point."""
     for topology in FLAGS.topologies:
-        compile_kernels(topology)
-        for path in sorted(pathlib.Path(_schedules.name).glob("*final_bundles.txt")):
-            if (kernel := re.search(r"-(splash_mha_[a-z]+)_", path.name)) and "schedule-analysis" not in path.name:
-                bundles = bundles_of_loop(path.read_text())
-                cycles = bundles / (BLOCK_OF_QUERIES * BLOCK_OF_KEYS)
-                print(f"{topology} {kernel[1]}: {bundles} bundles a block, {cycles:.5f} cycles a weight")
-        for path in pathlib.Path(_schedules.name).iterdir():
-            path.unlink()
+        measured: dict[str, list] = {}
+        for name, work, cycles in tqdm.tqdm(kernels_of(topology), topology, 2 + 4 * len(_VIDEOS)):
+            measured.setdefault(name, []).append((work, cycles))
+        for name, pairs in sorted(measured.items()):
+            of_unit, error = fit(*map(list, zip(*pairs, strict=True)))
+            cycles = ", ".join(f'"{unit}": {cycles:.4g}' for unit, cycles in of_unit.items())
+            print(f"{topology} {name}: {{{cycles}}} cycles, to {100 * error:.0f} %")
 
 
 if __name__ == "__main__":

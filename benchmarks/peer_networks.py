@@ -81,7 +81,7 @@ class Task:
         config.compute_dtype = self.dtype
         config.training.update({"batch_size": self.clips, "optimizer": "adamw"})
         if self.device == "cpu":  # no peer computes anything again, and here all fits without
-            config.remat.update({"block": "none", "attention": "whole"})
+            config.remat.update({"block": "none", "attention": "whole", "inflation": "layers"})
         return config
 
     def inputs(self) -> dict[str, np.ndarray]:

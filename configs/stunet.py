@@ -105,7 +105,8 @@ def inflated(image: ml_collections.ConfigDict, variant: str) -> ml_collections.C
         config.clip.update({"frames": 80, "fps": 16.0, "size": 128})
         config.temporal.update({"norm_groups": 32, "attention_head_dim": 64})
         config.fsdp = variant not in deepfloyd_if.TINY
-        config.remat.update({"block": "products", "attention": "kernel"})  # docs/model_sizes.md: what fits
+        # docs/model_sizes.md: what fits
+        config.remat.update({"block": "products", "attention": "kernel", "inflation": "kernel"})
         config.training = image.training  # as it is: nothing trains the image model
         if variant in deepfloyd_if.TINY:
             config.remat.block = "none"

@@ -92,6 +92,7 @@ def get_config(variant: str = "demo") -> ml_collections.ConfigDict:
         "spatial": "none",  # residual blocks and attention of the image model
         "temporal": "none",  # temporal convolutions and attention
         "attention": "whole",  # or frame_by_frame or kernel, over the pixels of a frame
+        "inflation": "layers",  # or kernel, all that follows an inflation block's 2D convolution
         "full_blocks": 0,  # the first so many blocks are "full", whatever else is said of blocks
     }
     config.diffusion = {

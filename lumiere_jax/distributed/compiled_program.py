@@ -9,7 +9,7 @@ import collections
 import dataclasses
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
@@ -26,8 +26,7 @@ _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _GROUPS = re.compile(r"replica_groups=(?:\[\d+,(\d+)\]|\{\{([\d,]+)\}|mesh\[([^\]]*)\] \{([^}]*)\})")
 _AXIS = re.compile(r"'(\w+)'(?:=(\d+))?")
 _CHANNEL = re.compile(r"channel_id=(\d+)")
-_KERNEL = re.compile(r"%(splash_mha_[a-z]+)_.* custom_call_target=\"tpu_custom_call\"")
-# Of its operands: queries and keys, heads first and tokens last.
+_KERNEL = re.compile(r"%(splash_mha_[a-z]+|normalized_conv_[a-z]+)\b.* custom_call_target=\"tpu_custom_call\"")
 _OPERANDS_OF_KERNEL = re.compile(r"operand_layout_constraints=\{(.*?\})\}")
 
 # libtpu's two ways to say how much is needed, and how much there is.
@@ -37,6 +36,7 @@ _OUT_OF_MEMORY = (
 )
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 
+_LANES = 128  # of a register, and so of an array's last axis on the chip
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
 
@@ -46,7 +46,7 @@ class Cost:
 
     Attributes:
       cycles: estimated by the compiler, by kind of work: "matrix" (convolutions and products, with what is fused into
-        them), "reduce", "copy" (changes of layout), "elementwise"; "kernel" by what its attention weights take.
+        them), "reduce", "copy" (changes of layout), "elementwise"; "kernel" by their schedules.
       sent: bytes that the chip sends for collectives of each kind, done by ring algorithms.
       collectives: how many of each kind are run.
     """
@@ -64,12 +64,13 @@ class _Instruction:
     text: str
 
 
-def cost_of(hlo: str, kernel_cycles: Mapping[str, float] | None = None) -> Cost:
+def cost_of(hlo: str, kernel_cycles: Mapping[str, Mapping[str, float]] | None = None) -> Cost:
     """Adds up a compiled program.
 
     Args:
       hlo: `compiled.as_text()` of a program for a TPU.
-      kernel_cycles: of one attention weight, by the kernel's name, for the kernels that libtpu does not estimate.
+      kernel_cycles: of the kernels that libtpu does not estimate, by name: cycles for one of each that `work_of_kernel`
+        counts.
 
     Raises:
       ValueError: the text has no entry, or no estimate: it is not libtpu's; or a loop whose length it does not say, or
@@ -101,13 +102,34 @@ def cost_of(hlo: str, kernel_cycles: Mapping[str, float] | None = None) -> Cost:
     return cost
 
 
-def _cycles_of_kernel(instruction: _Instruction, kernel_cycles: Mapping[str, float]) -> float:
+def _cycles_of_kernel(instruction: _Instruction, kernel_cycles: Mapping[str, Mapping[str, float]]) -> float:
     kernel = _KERNEL.search(instruction.text)
     if kernel is None or kernel[1] not in kernel_cycles:
         raise ValueError(f"a kernel whose cycles are not known: {instruction.text.strip()[:200]}")
     operands = _ARRAY.findall(_OPERANDS_OF_KERNEL.search(instruction.text)[1])
-    queries, keys = [[int(size) for size in shape.split(",")] for _, shape in operands if shape.count(",") == 3][:2]
-    return kernel_cycles[kernel[1]] * math.prod(queries[:2]) * queries[3] * keys[3]
+    work = work_of_kernel(kernel[1], [tuple(map(int, shape.split(","))) for _, shape in operands if shape])
+    return sum(cycles * work[unit] for unit, cycles in kernel_cycles[kernel[1]].items())
+
+
+def work_of_kernel(name: str, operands: Sequence[tuple[int, ...]]) -> dict[str, int]:
+    """What a kernel has to do.
+
+    Args:
+      name: "splash_mha_..." (`models/attention.py`) or "normalized_conv_..." (`models/normalized_conv.py`).
+      operands: their shapes.
+
+    Returns:
+      for attention, how many attention "weights"; for a normalised convolution, with channels padded to whole lanes,
+      its "products", "values", and the values that its "taps" look at.
+    """
+    if name.startswith("splash"):
+        queries, keys = [shape for shape in operands if len(shape) == 4][:2]  # heads first, tokens last
+        return {"weights": math.prod(queries[:2]) * queries[3] * keys[3]}
+    *rows, _ = next(shape for shape in operands if len(shape) == 4)
+    taps, inputs, outputs = [shape for shape in operands if len(shape) == 3][-1]
+    inputs, outputs = (-(-channels // _LANES) * _LANES for channels in (inputs, outputs))
+    values = math.prod(rows) * inputs
+    return {"products": values * taps * outputs, "values": values, "taps": values * taps}
 
 
 def _parse(hlo: str) -> tuple[dict[str, list[_Instruction]], str | None]:

@@ -140,6 +140,12 @@ def platform() -> str:
     return jax.default_backend() if mesh.empty else mesh.abstract_device.platform
 
 
+def device_kind() -> str:
+    """As `platform`, of the device: "TPU v5 lite", "cpu"."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return jax.devices()[0].device_kind if mesh.empty else mesh.abstract_device.device_kind
+
+
 def gathered(parameter: jax.Array) -> jax.Array:
     """A parameter whole on every device, in a function that is traced `on_mesh`; elsewhere as it is.
 
@@ -151,29 +157,29 @@ def gathered(parameter: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(parameter, P())
 
 
-def on_rows(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """`function(divided, whole, gather)` on each device, for what the compiler cannot divide by itself (a kernel).
+def on_rows(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function(divided, of_clips, shared)` on each device, for what the compiler cannot divide by itself (a kernel).
 
     Args:
       function: of a pytree of arrays `[batch, frames, pixels, ...]`, of which a device gets those of its clips and
-        rows; of a pytree of arrays with the batch first, which it gets for its clips; and of a function
-        `gather(array, axis)` that joins all rows' parts along an axis. Returns an array like the first ones.
+        rows; of a pytree of arrays with the batch first, which it gets for its clips; and of a pytree of arrays that
+        each device gets whole. Returns a pytree of arrays that are divided like the first ones. It may call `all_rows`.
 
     Returns:
-      a function of the two pytrees. Where it is not traced `on_mesh`, one device has everything.
+      a function of the three pytrees. Where it is not traced `on_mesh`, one device has everything.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-
-    def gather(array: jax.Array, axis: int) -> jax.Array:
-        # From one device alone: libtpu 0.0.42 ended the process where it compiled whole if_l with effort -1.
-        is_whole = mesh.empty or mesh.shape["rows"] == 1
-        return array if is_whole else jax.lax.all_gather(array, "rows", axis=axis, tiled=True)
-
-    on_device = functools.partial(function, gather=gather)
-    if mesh.empty:
-        return on_device
+    if jax.sharding.get_abstract_mesh().empty:
+        return function
     rows = P("data", None, "rows")
-    return jax.shard_map(on_device, in_specs=(rows, P("data")), out_specs=rows, check_vma=False)
+    return jax.shard_map(function, in_specs=(rows, P("data"), P()), out_specs=rows, check_vma=False)
+
+
+def all_rows(array: jax.Array, axis: int) -> jax.Array:
+    """In a function `on_rows`: what the devices of a clip's rows have of an array, joined along an axis."""
+    mesh = jax.sharding.get_abstract_mesh()
+    # From one device alone: libtpu 0.0.42 ended the process where it compiled whole if_l with effort -1.
+    is_whole = mesh.empty or mesh.shape["rows"] == 1
+    return array if is_whole else jax.lax.all_gather(array, "rows", axis=axis, tiled=True)
 
 
 def place(mesh: Mesh, state: Any, *, fsdp: bool = False) -> Any:

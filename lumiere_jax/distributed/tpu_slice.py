@@ -42,13 +42,15 @@ CHIPS: dict[str, Chip] = {
 }
 
 
-# Cycles that a core takes for one attention weight of splash attention, by its schedule: forward pass, and gradient
+# Cycles that a core takes for one of each that `compiled_program.work_of_kernel` counts, by the kernels' schedules
 # (benchmarks/kernel_schedule.py, libtpu 0.0.42.1).
-KERNEL_CYCLES: dict[str, dict[str, float]] = {
-    "v4": {"splash_mha_fwd": 0.00860, "splash_mha_dkv": 0.01295},
-    "v5e": {"splash_mha_fwd": 0.00650, "splash_mha_dkv": 0.01135},
-    "v5p": {"splash_mha_fwd": 0.00656, "splash_mha_dkv": 0.01178},
-    "v6e": {"splash_mha_fwd": 0.00438, "splash_mha_dkv": 0.00669},
+KERNEL_CYCLES: dict[str, dict[str, dict[str, float]]] = {
+    "v5e": {
+        "splash_mha_fwd": {"weights": 0.00650},
+        "splash_mha_dkv": {"weights": 0.01135},
+        "normalized_conv_forward": {"products": 1.244e-05, "values": 8.42e-03, "taps": 1.29e-03},
+        "normalized_conv_gradient": {"products": 3.003e-05, "values": 1.906e-02, "taps": 7.3e-04},
+    },
 }
 _CORES = {"v4": 2, "v5p": 2}  # of a chip, which share a kernel's work; others have one
 
@@ -89,10 +91,13 @@ def chip_of(topology: str) -> Chip:
     return CHIPS[version]
 
 
-def kernel_cycles(topology: str) -> dict[str, float]:
-    """Cycles that a chip takes for one attention weight, by the kernel's name."""
+def kernel_cycles(topology: str) -> dict[str, dict[str, float]]:
+    """Of a chip, whose cores share a kernel's work: `KERNEL_CYCLES`."""
     version = topology.partition(":")[0]
-    return {name: cycles / _CORES.get(version, 1) for name, cycles in KERNEL_CYCLES[version].items()}
+    cores = _CORES.get(version, 1)
+    return {
+        name: {unit: cycles / cores for unit, cycles in units.items()} for name, units in KERNEL_CYCLES[version].items()
+    }
 
 
 def devices_of(topology: str) -> list[jax.Device]:

@@ -6,7 +6,6 @@ kernel (splash attention, which comes with JAX) works on blocks of them that nev
 """
 
 import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -94,13 +93,13 @@ def splash(
     pixels = [(key, value) for key, value, _ in sources if key.shape[2] == query.shape[2]]
     text = [(key, value) for key, value, _ in sources if key.shape[2] != query.shape[2]]
     attend = functools.partial(_splash_on_device, interpret=interpret)
-    return partitioning.on_rows(attend)((query, pixels), text)
+    return partitioning.on_rows(attend)((query, pixels), text, ())
 
 
 def _splash_on_device(
     divided: tuple[Array, list[tuple[Array, Array]]],
     text: list[tuple[Array, Array]],
-    gather: Callable[[Array, int], Array],
+    _shared: tuple[()],
     *,
     interpret: bool,
 ) -> Array:
@@ -117,7 +116,7 @@ def _splash_on_device(
         return jnp.concatenate([*parts, jnp.zeros((batch * frames, heads, missing, width), dtype)], axis=2)
 
     # Gathered when the heads are first already: each device then moves its own rows alone.
-    sources = [[gather(heads_first(array), 2) for array in pair] for pair in pixels]
+    sources = [[partitioning.all_rows(heads_first(array), 2) for array in pair] for pair in pixels]
     sources += [[heads_first(array) for array in pair] for pair in text]
     keys = sum(key.shape[2] for key, _ in sources)
     query_block, key_block = _block(queries, BLOCK_OF_QUERIES), _block(keys, BLOCK_OF_KEYS)

@@ -8,7 +8,8 @@ products   kept are its inputs, the results of its convolutions and of its produ
            operations.
 full       kept are its inputs alone. Computed again is all of it that its gradient asks for.
 
-Attention over the pixels of a frame has a policy of its own, which is about sampling too: see `attention`.
+Attention over the pixels of a frame and inflation blocks have policies of their own, which are about sampling too: see
+`attention` and `inflation`.
 
 Loss and gradients are the same to rounding, so a run may be continued under another policy. Nothing of the model
 changes but the order in which a compiler may work: without a gradient the three policies do nothing.
@@ -42,15 +43,17 @@ def _is_product_or_statistic(primitive: Any, *inputs: Any, **parameters: Any) ->
 SUM = "sum of products"
 # What a kernel's queries get of what they attend to, with its statistics: few values, after many operations.
 ATTENDED = "attended"
+NORMALIZED_CONV = "normalized convolution"
 
 _KEPT = {
     "products": jax.checkpoint_policies.save_from_both_policies(
-        _is_product_or_statistic, jax.checkpoint_policies.save_only_these_names(SUM, ATTENDED)
+        _is_product_or_statistic, jax.checkpoint_policies.save_only_these_names(SUM, ATTENDED, NORMALIZED_CONV)
     ),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 POLICIES = ("none", *_KEPT)
 ATTENTION = ("whole", "frame_by_frame", "kernel")
+INFLATION = ("layers", "kernel")
 
 
 # Fields of `Rematerialization` that pay together, from the most memory and the least work to the least and the most.
@@ -75,13 +78,17 @@ class Rematerialization:
     # and again in the backward pass: the weights of one frame lie in memory at a time. "kernel": there, on TPUs, none
     # do (`attention.splash`); on other devices frame by frame.
     attention: str = "whole"
+    # "layers": what an inflation block consists of, one after the other. "kernel": on TPUs all that follows its 2D
+    # convolution in two kernels, each a pass over the video (`normalized_conv`).
+    inflation: str = "layers"
     # The first so many blocks have the policy "full", whatever `block` says: their values are kept longest of all. For
     # what little is missing to fit.
     full_blocks: int = 0
 
     def __post_init__(self):
-        for field in ("block", "spatial", "temporal", "attention"):
-            policy, known = getattr(self, field), ATTENTION if field == "attention" else POLICIES
+        choices = {"attention": ATTENTION, "inflation": INFLATION}
+        for field in ("block", "spatial", "temporal", *choices):
+            policy, known = getattr(self, field), choices.get(field, POLICIES)
             if policy not in known:
                 raise ValueError(f"remat.{field}={policy!r}: use one of {', '.join(known)}")
         if self.full_blocks < 0:

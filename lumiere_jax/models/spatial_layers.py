@@ -129,7 +129,7 @@ class ResnetBlock(Rematerializable):
         x, h = resize_frames(x, self.resize), resize_frames(h, self.resize)
         h = self.conv1(h)
         e = self.time_emb_proj(embedding if self.config.resnet_skip_time_act else activation(act, embedding))
-        scale, shift = jnp.split(e[:, None, None, None, :], 2, axis=-1)
+        scale, shift = jnp.split(e[:, None, :], 2, axis=-1)
         h = self.conv2(activation(act, self.norm2(h, (scale, shift))))
         shortcut = x if self.conv_shortcut is None else self.conv_shortcut(x)
         return checkpoint_name((shortcut + h) / self.scale_factor, SUM)

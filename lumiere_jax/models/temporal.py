@@ -22,6 +22,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from lumiere_jax.models.attention import Attended, attention
@@ -33,9 +34,12 @@ from lumiere_jax.models.layers import (
     SpatialConv,
     TemporalConv,
     fan_in_normal,
+    moments,
+    value,
     zeros,
 )
-from lumiere_jax.models.rematerialization import Rematerializable, rematerialized
+from lumiere_jax.models.normalized_conv import add_normalized_product, normalized_conv
+from lumiere_jax.models.rematerialization import NORMALIZED_CONV, Rematerializable, rematerialized
 from lumiere_jax.models.spatial_layers import MiddleLayer, SpatialLayer, SpatialResize, TextContext, activation
 
 
@@ -124,9 +128,22 @@ class ConvInflationBlock(Rematerializable):
     def _add_temporal(
         self, out: Float[Array, "batch frames height width out"]
     ) -> Float[Array, "batch frames height width out"]:
-        h = activation(self.act_fn, self.norm_1(self.spatial_conv(out)))
+        h = self.spatial_conv(out)
+        if self.remat.inflation == "kernel":
+            return self._in_kernels(out, h)
+        h = activation(self.act_fn, self.norm_1(h))
         h = activation(self.act_fn, self.norm_2(self.temporal_conv(h)))
         return out + self.projection(h)
+
+    def _in_kernels(self, out: Array, h: Array) -> Array:
+        conv, projection = (
+            (value(layer.kernel, h.dtype), value(layer.bias, h.dtype))
+            for layer in (self.temporal_conv, self.projection)
+        )
+        # Kept with its bias: what a kernel reads is not made on its way in, and making it again would be another pass.
+        h = checkpoint_name(h, NORMALIZED_CONV)
+        h, of_frames = normalized_conv(h, self.norm_1.folded(moments(h, 2)), *conv, act=self.act_fn)
+        return add_normalized_product(out, h, self.norm_2.folded(of_frames), *projection, act=self.act_fn)
 
 
 class TemporalAttention(Rematerializable):

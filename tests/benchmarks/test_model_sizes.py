@@ -48,7 +48,7 @@ def test_activations_are_what_the_backward_pass_reads():
     config.compute_dtype = "bfloat16"
     half = model_sizes.activation_bytes(config, abstract_model(config))
     assert 1.9 * small < large < 2.1 * small  # text does not grow with the frames, attention over them does with T^2
-    assert 0.45 * large < half < 0.8 * large  # statistics of the normalisations stay float32
+    assert 0.45 * large < half < 0.7 * large  # statistics of the normalisations stay float32
 
 
 def test_activations_of_the_demo_with_every_policy():

@@ -30,7 +30,8 @@ from lumiere_jax.distributed.partitioning import (
 )
 from lumiere_jax.models import parameter_partition
 from lumiere_jax.models.attention import Attended, splash
-from lumiere_jax.models.layers import TemporalConv
+from lumiere_jax.models.layers import Affine, TemporalConv
+from lumiere_jax.models.normalized_conv import normalized_conv
 from lumiere_jax.models.text_to_video import TextToVideo
 from lumiere_jax.pipelines.generation import Settings, generate
 from lumiere_jax.pipelines.super_resolution import super_resolve
@@ -210,6 +211,27 @@ def test_the_attention_kernel_does_not_depend_on_the_mesh():
     actual = jax.jit(partitioning.on_mesh(mesh, with_gradients))(*placed)
     assert actual[0].sharding.spec[2] == "rows"
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), actual, expected)
+
+
+def test_the_kernel_of_a_normalised_convolution_does_not_depend_on_the_mesh():
+    """Each device has its pixels; sums over pixels, and gradients of weights, are added up."""
+    mesh = make_mesh(data=4, rows=2)
+    shapes = (4, 8, 4, 6, 5), (4, 8, 5), (4, 8, 5), (3, 5, 7), (7,)
+    x, scale, shift, *weights = (jax.random.normal(jax.random.key(len(shape)), shape) for shape in shapes)
+
+    def with_gradients(x, norm, *weights):
+        out, pull_back = jax.vjp(functools.partial(normalized_conv, act="gelu", interpret=True), x, norm, *weights)
+        return out, pull_back(jax.tree.map(jnp.cos, out))
+
+    arguments = x, Affine(scale, shift), *weights
+    expected = jax.jit(with_gradients)(*arguments)
+    places = batch_sharding(mesh), batch_sharding(mesh, 3), *[replicated(mesh)] * 2
+    placed = jax.device_put(arguments, places)
+    compiled = jax.jit(partitioning.on_mesh(mesh, with_gradients)).lower(*placed).compile()
+    assert "all-gather" not in compiled.as_text()  # nothing but sums is sent
+    actual = compiled(*placed)
+    assert actual[0][0].sharding.spec == PartitionSpec("data", None, "rows")
+    assert_same(actual, expected)
 
 
 def test_a_tpus_temporal_convolution_does_not_depend_on_the_mesh(monkeypatch):

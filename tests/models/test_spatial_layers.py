@@ -34,12 +34,14 @@ def test_group_normalisation_in_float64():
     """Six channels of three groups, per frame, with a modulation."""
     random = np.random.default_rng(0)
     x = random.normal(3.0, 2.0, (2, 4, 5, 7, 6)).astype(np.float32)
-    norm, (gain, shift) = GroupNorm(6, 3), random.normal(size=(2, 2, 1, 1, 1, 6)).astype(np.float32)
+    norm, (gain, shift) = GroupNorm(6, 3), random.normal(size=(2, 2, 1, 6)).astype(np.float32)
     norm.scale.set_value(jnp.arange(1.0, 7.0))
     norm.bias.set_value(jnp.arange(6.0))
     wide = x.astype(np.float64).reshape(2, 4, 5 * 7, 3, 2)
     centred = wide - wide.mean((2, 4), keepdims=True)
     normal = (centred / np.sqrt(wide.var((2, 4), keepdims=True) + 1e-5)).reshape(x.shape)
-    expected = (normal * np.arange(1.0, 7.0) + np.arange(6.0)) * (1.0 + gain) + shift
+    expected = (normal * np.arange(1.0, 7.0) + np.arange(6.0)) * (1.0 + gain[:, :, None, None]) + shift[
+        :, :, None, None
+    ]
     found = norm(jnp.asarray(x), (jnp.asarray(gain), jnp.asarray(shift)))
     np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-5)

@@ -1,0 +1,359 @@
+"""Normalise, activate, convolve over time: on a TPU one kernel, which goes over the video once.
+
+An inflation block (paper Fig. 4b) does this twice: over three frames, and, for its projection, over one. These are few
+operations, but each step is a pass over the video, and libtpu changes its layout before and after a temporal
+convolution: at the finest level of `if_l` they took as long as the 2D convolutions (docs/performance.md). The kernel
+has some pixels on the chip at a time, with all their frames:
+
+    forward     h = act(scale x + shift);  y[t] = bias + sum_k h[t + k] W_k (+ residual);  sums of y and of y^2
+    gradient    h again;  gradients of x, W_k and the bias, and of scale and shift, each a sum over pixels
+
+so the statistics of the next normalisation, and the sums for the gradient of this one, come with it. Products are of
+values in the type of `x`, added up in float32, as is all else. Elsewhere, and for what the kernel cannot do, XLA does
+the same. The kernel has been compiled for TPUs and interpreted on CPUs; it has not been run on a TPU.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float
+
+from lumiere_jax.distributed import partitioning
+from lumiere_jax.models.layers import Affine, Moments, temporal_convolution
+from lumiere_jax.models.rematerialization import NORMALIZED_CONV
+from lumiere_jax.models.spatial_layers import activation
+
+_ROWS = 640  # of a block: the frames of all its pixels. Twice as many take 3 % fewer cycles, and twice the memory.
+_PARTS = 2  # of a device's pixels: as many as a chip has cores, at most
+_SUBLANES, _LANES = 8, 128
+# Of a core's fast memory (VMEM): what a kernel may have, and what of it the weights and their gradients.
+_FAST_MEMORY, _FAST_MEMORY_OF_WEIGHTS = 48 * 2**20, 24 * 2**20
+_HAVE_LESS = ("TPU v2", "TPU v3", "TPU v4")  # 16 MiB
+
+
+class _Operands(NamedTuple):
+    x: Float[Array, "batch frames height width in"]
+    norm: Affine  # [batch, frames, in]
+    kernel: Float[Array, "taps inputs outputs"]
+    bias: Float[Array, " out"]
+    residual: Float[Array, "batch frames height width out"] | None
+
+
+class _Results(NamedTuple):
+    y: Float[Array, "batch frames height width out"]
+    total: Float[Array, "batch frames out"] | None  # over a frame's pixels
+    squares: Float[Array, "batch frames out"] | None
+
+
+class _Choices(NamedTuple):
+    act: str
+    has_sums: bool
+    interpret: bool
+
+
+def normalized_conv(
+    x: Float[Array, "batch frames height width in"],
+    norm: Affine,
+    kernel: Float[Array, "taps inputs outputs"],
+    bias: Float[Array, " out"],
+    *,
+    act: str,
+    interpret: bool = False,
+) -> tuple[Float[Array, "batch frames height width out"], Moments]:
+    """`temporal_convolution(act(scale * x + shift), kernel) + bias`, and its moments over each frame's pixels.
+
+    Args:
+      x: the video.
+      norm: scale and shift `[batch, frames, in]`, as `GroupNorm.folded` gives them.
+      kernel: weights of an odd number of frames, the middle one at the frame itself.
+      bias: added at each pixel.
+      act: "gelu" or "silu".
+      interpret: runs the kernel without a TPU, very slowly.
+    """
+    operands = _Operands(x, norm, kernel.astype(x.dtype), bias.astype(x.dtype), None)
+    results = _convolved(_Choices(act, True, interpret), operands)
+    pixels = math.prod(x.shape[2:4])
+    return results.y, Moments(results.total / pixels, results.squares / pixels)
+
+
+def add_normalized_product(
+    residual: Float[Array, "batch frames height width out"],
+    x: Float[Array, "batch frames height width in"],
+    norm: Affine,
+    kernel: Float[Array, "inputs outputs"],
+    bias: Float[Array, " out"],
+    *,
+    act: str,
+    interpret: bool = False,
+) -> Float[Array, "batch frames height width out"]:
+    """`residual + act(scale * x + shift) @ kernel + bias`; arguments as for `normalized_conv`."""
+    operands = _Operands(x, norm, kernel.astype(x.dtype)[None], bias.astype(x.dtype), residual)
+    return _convolved(_Choices(act, False, interpret), operands).y
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _convolved(choices: _Choices, operands: _Operands) -> _Results:
+    return _on_platform(_forward, _by_xla, choices, operands)
+
+
+def _convolved_forward(choices: _Choices, operands: _Operands) -> tuple[_Results, tuple]:
+    def kept(array: Array | None) -> Array | None:
+        return None if array is None else checkpoint_name(array, NORMALIZED_CONV)
+
+    y, total, squares = _convolved(choices, operands)
+    # The gradient of the sum of squares asks for what was squared. Videos are not returned as what is kept: JAX rounds
+    # what is both kept and read on to its type once more, which after a kernel is a pass over the video.
+    operands = operands._replace(x=kept(operands.x), residual=None)
+    return _Results(y, kept(total), kept(squares)), (operands, kept(y) if choices.has_sums else None)
+
+
+def _convolved_backward(choices: _Choices, kept: tuple, gradient: _Results) -> tuple[_Operands]:
+    operands, y = kept
+    gradients = _on_platform(_backward, _gradient_by_xla, choices, operands, y, gradient)
+    return (gradients._replace(residual=None if choices.has_sums else gradient.y),)
+
+
+_convolved.defvjp(_convolved_forward, _convolved_backward)
+
+
+def _on_platform(kernel: Callable, by_xla: Callable, choices: _Choices, operands: _Operands, *more: Any) -> Any:
+    kernel, by_xla = functools.partial(kernel, choices), functools.partial(by_xla, choices)
+    if not _fits(operands):
+        return by_xla(operands, *more)
+    if choices.interpret:
+        return kernel(operands, *more)
+    return jax.lax.platform_dependent(operands, *more, tpu=kernel, default=by_xla)
+
+
+def _by_xla(choices: _Choices, operands: _Operands) -> _Results:
+    y = temporal_convolution(activation(choices.act, operands.norm.of(operands.x)), operands.kernel) + operands.bias
+    y = y if operands.residual is None else y + operands.residual
+    if not choices.has_sums:
+        return _Results(y, None, None)
+    wide = y.astype(operands.norm.scale.dtype)
+    return _Results(y, wide.sum((2, 3)), jnp.square(wide).sum((2, 3)))
+
+
+def _gradient_by_xla(choices: _Choices, operands: _Operands, _y: Array | None, gradient: _Results) -> _Operands:
+    return jax.vjp(functools.partial(_by_xla, choices), operands)[1](gradient)[0]
+
+
+def _padded(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
+
+
+def _fits(operands: _Operands) -> bool:
+    """The frames of a pixel are whole tiles, and the weights with their gradient lie in fast memory."""
+    if partitioning.device_kind() in _HAVE_LESS:
+        return False
+    taps, *channels = operands.kernel.shape
+    weights = taps * math.prod(_padded(size, _LANES) for size in channels)
+    size = weights * (operands.kernel.dtype.itemsize + 2 * 4)  # one sum of gradients is made, one is on its way out
+    return operands.x.shape[1] % _SUBLANES == 0 and size <= _FAST_MEMORY_OF_WEIGHTS
+
+
+def pixels_of_a_block(pixels: int, frames: int) -> int:
+    """How many of a device's pixels a kernel has on the chip at a time: they divide each core's part."""
+    of_part = pixels // math.gcd(_PARTS, pixels)
+    return max(size for size in range(1, of_part + 1) if of_part % size == 0 and size * frames <= max(_ROWS, frames))
+
+
+def _forward(choices: _Choices, operands: _Operands) -> _Results:
+    x, norm, kernel, bias, residual = operands
+    frames, features = x.shape[1], kernel.shape[-1]
+    y, sums = _over_pixels(
+        functools.partial(_forward_kernel, choices.act),
+        "normalized_conv_forward",
+        (x, residual),
+        norm,
+        (kernel, bias[None]),
+        features,
+        [(frames, features)] * 2 * choices.has_sums,
+        choices.interpret,
+    )
+    return _Results(y, *([total.sum((1, 2)) for total in sums] or (None, None)))
+
+
+def _backward(choices: _Choices, operands: _Operands, y: Array | None, gradient: _Results) -> _Operands:
+    x, norm, kernel, bias, _ = operands
+    frames, features = x.shape[1], x.shape[-1]
+    dx, (scale, shift, weights, biases) = _over_pixels(
+        functools.partial(_gradient_kernel, choices.act),
+        "normalized_conv_gradient",
+        (x, gradient.y, y),
+        (norm, gradient._replace(y=None)),
+        kernel,
+        features,
+        [(frames, features), (frames, features), kernel.shape, (1, len(bias))],
+        choices.interpret,
+    )
+    return _Operands(
+        dx,
+        Affine(scale.sum((1, 2)), shift.sum((1, 2))),
+        weights.sum((0, 1, 2)).astype(kernel.dtype),
+        biases.sum((0, 1, 2, 3)).astype(bias.dtype),
+        None,
+    )
+
+
+def _over_pixels(
+    kernel: Callable,
+    name: str,
+    videos: Any,
+    of_frames: Any,
+    weights: Any,
+    features: int,
+    sums: list[tuple[int, ...]],
+    interpret: bool,
+) -> tuple[Array, list[Array]]:
+    """Runs a kernel over all pixels, on each device over its own.
+
+    Args:
+      kernel: of references to one block of pixels of `videos`; to `of_frames`; to `weights`; to the same block of a
+        video, to write; and to sums over pixels, to add to.
+      name: of the kernel.
+      videos: a pytree of arrays `[batch, frames, height, width, channels]`, which the kernel sees as `[1, pixels,
+        frames, channels]`: libtpu has the frames and the channels of a pixel beside each other.
+      of_frames: a pytree of arrays `[batch, frames, channels]`.
+      weights: a pytree of other arrays.
+      features: channels of the video that is written.
+      sums: the shapes of the sums, in float32.
+      interpret: without a TPU.
+
+    Returns:
+      the video, and each sum in parts, `[batch, 1, parts, *shape]`.
+    """
+
+    def on_device(videos: Any, of_frames: Any, weights: Any) -> tuple[Array, list[Array]]:
+        x = jax.tree.leaves(videos)[0]
+        batch, frames, height, width, _ = x.shape
+        parts = math.gcd(_PARTS, height * width)
+        block = pixels_of_a_block(height * width, frames)
+        blocks = height * width // parts // block
+
+        def pixels_first(video: Array) -> Array:
+            return jnp.moveaxis(video, 1, 3).reshape(batch, height * width, frames, -1)
+
+        def of_block(video: Any) -> pl.BlockSpec:
+            return pl.BlockSpec((1, block, *video.shape[2:]), lambda clip, part, i: (clip, part * blocks + i, 0, 0))
+
+        def of_clip(array: Any) -> pl.BlockSpec:
+            return pl.BlockSpec((1, *array.shape[1:]), lambda clip, part, i: (clip, 0, 0))
+
+        def of_part(array: Any) -> pl.BlockSpec:
+            zeros = (0,) * (array.ndim - 2)
+            return pl.BlockSpec((1, 1, *array.shape[2:]), lambda clip, part, i: (clip, part, *zeros))
+
+        videos = jax.tree.map(pixels_first, videos)
+        y = jax.ShapeDtypeStruct((batch, height * width, frames, features), x.dtype)
+        partial = [jax.ShapeDtypeStruct((batch, parts, *shape), jnp.float32) for shape in sums]
+        y, *partial = pl.pallas_call(
+            kernel,
+            name=name,
+            grid=(batch, parts, blocks),
+            in_specs=[
+                jax.tree.map(of_block, videos),
+                jax.tree.map(of_clip, of_frames),
+                jax.tree.map(lambda _: pl.BlockSpec(memory_space=pltpu.VMEM), weights),
+            ],
+            out_specs=[of_block(y), *map(of_part, partial)],
+            out_shape=[y, *partial],
+            compiler_params=pltpu.CompilerParams(
+                dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=_FAST_MEMORY
+            ),
+            interpret=interpret,
+        )(videos, of_frames, weights)
+        y = jnp.moveaxis(y.reshape(batch, height, width, frames, features), 3, 1)
+        return y, [array[:, None] for array in partial]
+
+    return partitioning.on_rows(on_device)(videos, of_frames, weights)
+
+
+def _forward_kernel(
+    act: str, videos: tuple, norm: Affine, weights: tuple, y: Any, total: Any = None, squares: Any = None
+) -> None:
+    (x, residual), (kernel, bias) = videos, weights
+    _, pixels, frames, _ = x.shape
+    taps = kernel.shape[0]
+    h, _ = _activated(act, x[0].astype(jnp.float32) * norm.scale[0] + norm.shift[0])
+    out = bias[...].astype(jnp.float32)
+    for tap in range(taps):
+        out = out + _product(_rows(_later(h, tap - taps // 2), kernel.dtype), kernel[tap], (1, 0))
+    out = out.reshape(pixels, frames, -1)
+    if residual is not None:
+        out = out + residual[0].astype(jnp.float32)
+    y[0] = out.astype(y.dtype)
+    if total is not None:
+        _start_sums(total, squares)
+        total[0, 0] += out.sum(0)
+        squares[0, 0] += jnp.square(out).sum(0)
+
+
+def _gradient_kernel(
+    act: str,
+    videos: tuple,
+    of_frames: tuple[Affine, _Results],
+    kernel: Any,
+    dx: Any,
+    scale: Any,
+    shift: Any,
+    weights: Any,
+    bias: Any,
+) -> None:
+    (x, dy, y), (norm, gradient) = videos, of_frames
+    taps = kernel.shape[0]
+    toward = dy[0].astype(jnp.float32)
+    if y is not None:
+        toward = toward + gradient.total[0] + 2.0 * gradient.squares[0] * y[0].astype(jnp.float32)
+    wide = x[0].astype(jnp.float32)
+    h, slope = _activated(act, wide * norm.scale[0] + norm.shift[0])
+    _start_sums(scale, shift, weights, bias)
+    h, dh = _rows(h, kernel.dtype), 0.0
+    for tap in range(taps):
+        rows = _rows(_later(toward, taps // 2 - tap), kernel.dtype)
+        dh = dh + _product(rows, kernel[tap], (1, 1))
+        weights[0, 0, tap] += _product(h, rows, (0, 0))
+    bias[0, 0] += toward.sum((0, 1))[None]
+    da = dh.reshape(wide.shape) * slope
+    dx[0] = (da * norm.scale[0]).astype(dx.dtype)
+    scale[0, 0] += (da * wide).sum(0)
+    shift[0, 0] += da.sum(0)
+
+
+def _start_sums(*sums: Any) -> None:
+    @pl.when(pl.program_id(2) == 0)
+    def _() -> None:
+        for each in sums:
+            each[...] = jnp.zeros_like(each)
+
+
+def _activated(act: str, x: Array) -> tuple[Array, Array]:
+    """`activation`, and its slope: of what a kernel may use, and both at once."""
+    if act == "gelu":
+        probability = 0.5 + 0.5 * jax.lax.erf(math.sqrt(0.5) * x)
+        return x * probability, probability + x * math.sqrt(0.5 / math.pi) * jnp.exp(-0.5 * jnp.square(x))
+    sigmoid = jax.nn.sigmoid(x)
+    return x * sigmoid, sigmoid * (1.0 + x * (1.0 - sigmoid))
+
+
+def _later(x: Float[Array, "pixels frames channels"], frames: int) -> Float[Array, "pixels frames channels"]:
+    """At each frame, what is so many frames later; zeros beyond the clip."""
+    if frames == 0:
+        return x
+    frame = jax.lax.broadcasted_iota(jnp.int32, (1, *x.shape[1:]), 1) + frames
+    return jnp.where((frame >= 0) & (frame < x.shape[1]), pltpu.roll(x, -frames % x.shape[1], 1), 0.0)
+
+
+def _rows(x: Float[Array, "pixels frames channels"], dtype: jnp.dtype) -> Float[Array, "rows channels"]:
+    return x.reshape(-1, x.shape[-1]).astype(dtype)
+
+
+def _product(a: Array, b: Array, over: tuple[int, int]) -> Array:
+    return jax.lax.dot_general(a, b, (((over[0],), (over[1],)), ((), ())), preferred_element_type=jnp.float32)
