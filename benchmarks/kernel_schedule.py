@@ -103,10 +103,11 @@ def _bundles(function: jax.stages.Wrapped, *inputs: object) -> dict[str, int]:
 
 def kernels_of(topology: str) -> Iterator[tuple[str, dict[str, int], float]]:
     """Name, work and cycles of each kernel that is measured, on one core of a slice."""
-    device = jax.sharding.SingleDeviceSharding(tpu_slice.devices_of(topology)[0])
+    device, *_ = tpu_slice.devices_of(topology)
+    sharding = jax.sharding.SingleDeviceSharding(device)
 
     def array(*shape: int, dtype: jnp.dtype = jnp.bfloat16) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=device)
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
     def tokens(count: int) -> jax.ShapeDtypeStruct:
         return array(1, _FRAMES, count, _HEADS, _WIDTH)
@@ -115,6 +116,8 @@ def kernels_of(topology: str) -> Iterator[tuple[str, dict[str, int], float]]:
     block = [(1, 1, _WIDTH, BLOCK_OF_QUERIES), (1, 1, _WIDTH, BLOCK_OF_KEYS)]
     for name, bundles in _bundles(jax.jit(attention_and_gradient), tokens(_QUERIES), *sources).items():
         yield name, work_of_kernel(name, block), bundles
+    if device.device_kind in normalized_conv.HAVE_LESS:
+        return
     for channels, frames in _VIDEOS:
         pixels = normalized_conv.pixels_of_a_block(_HEIGHT * _LINE, frames)
         for taps in (1, 3):

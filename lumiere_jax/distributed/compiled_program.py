@@ -26,7 +26,7 @@ _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _GROUPS = re.compile(r"replica_groups=(?:\[\d+,(\d+)\]|\{\{([\d,]+)\}|mesh\[([^\]]*)\] \{([^}]*)\})")
 _AXIS = re.compile(r"'(\w+)'(?:=(\d+))?")
 _CHANNEL = re.compile(r"channel_id=(\d+)")
-_KERNEL = re.compile(r"%(splash_mha_[a-z]+|normalized_conv_[a-z]+)\b.* custom_call_target=\"tpu_custom_call\"")
+_KERNEL = re.compile(r"%(splash_mha_[a-z]+|normalized_conv_[a-z]+).* custom_call_target=\"tpu_custom_call\"")
 _OPERANDS_OF_KERNEL = re.compile(r"operand_layout_constraints=\{(.*?\})\}")
 
 # libtpu's two ways to say how much is needed, and how much there is.

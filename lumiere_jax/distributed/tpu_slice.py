@@ -45,11 +45,27 @@ CHIPS: dict[str, Chip] = {
 # Cycles that a core takes for one of each that `compiled_program.work_of_kernel` counts, by the kernels' schedules
 # (benchmarks/kernel_schedule.py, libtpu 0.0.42.1).
 KERNEL_CYCLES: dict[str, dict[str, dict[str, float]]] = {
+    "v4": {
+        "splash_mha_fwd": {"weights": 0.00860},
+        "splash_mha_dkv": {"weights": 0.01295},
+    },
     "v5e": {
         "splash_mha_fwd": {"weights": 0.00650},
         "splash_mha_dkv": {"weights": 0.01135},
-        "normalized_conv_forward": {"products": 1.244e-05, "values": 8.42e-03, "taps": 1.29e-03},
-        "normalized_conv_gradient": {"products": 3.003e-05, "values": 1.906e-02, "taps": 7.3e-04},
+        "normalized_conv_forward": {"products": 1.244e-5, "values": 8.423e-3, "taps": 1.294e-3},
+        "normalized_conv_gradient": {"products": 3.003e-5, "values": 1.906e-2, "taps": 7.298e-4},
+    },
+    "v5p": {
+        "splash_mha_fwd": {"weights": 0.00656},
+        "splash_mha_dkv": {"weights": 0.01178},
+        "normalized_conv_forward": {"products": 1.173e-5, "values": 8.292e-3, "taps": 2.031e-3},
+        "normalized_conv_gradient": {"products": 2.890e-5, "values": 1.952e-2, "taps": 1.230e-3},
+    },
+    "v6e": {
+        "splash_mha_fwd": {"weights": 0.00438},
+        "splash_mha_dkv": {"weights": 0.00669},
+        "normalized_conv_forward": {"products": 3.346e-6, "values": 1.291e-3, "taps": 1.382e-3},
+        "normalized_conv_gradient": {"products": 1.017e-5, "values": 7.931e-3, "taps": 1.128e-3},
     },
 }
 _CORES = {"v4": 2, "v5p": 2}  # of a chip, which share a kernel's work; others have one

@@ -35,7 +35,7 @@ _PARTS = 2  # of a device's pixels: as many as a chip has cores, at most
 _SUBLANES, _LANES = 8, 128
 # Of a core's fast memory (VMEM): what a kernel may have, and what of it the weights and their gradients.
 _FAST_MEMORY, _FAST_MEMORY_OF_WEIGHTS = 48 * 2**20, 24 * 2**20
-_HAVE_LESS = ("TPU v2", "TPU v3", "TPU v4")  # 16 MiB
+HAVE_LESS = ("TPU v2", "TPU v3", "TPU v4")  # 16 MiB
 
 
 class _Operands(NamedTuple):
@@ -151,7 +151,7 @@ def _padded(size: int, multiple: int) -> int:
 
 def _fits(operands: _Operands) -> bool:
     """The frames of a pixel are whole tiles, and the weights with their gradient lie in fast memory."""
-    if partitioning.device_kind() in _HAVE_LESS:
+    if partitioning.device_kind() in HAVE_LESS:
         return False
     taps, *channels = operands.kernel.shape
     weights = taps * math.prod(_padded(size, _LANES) for size in channels)

@@ -130,10 +130,22 @@ KERNEL = """  %splash_mha_fwd_segmented.1 = (f32[4,512,128]{2,1,0}, bf16[4,10,96
 
 def test_a_kernel_takes_cycles_for_each_attention_weight():
     text = PROGRAM.replace("  %scatter", KERNEL + "  %scatter")
-    assert cost_of(text, {"splash_mha_fwd": 0.5}).cycles["kernel"] == 4 * 10 * 96 * 256 / 2
-    for known in (None, {"splash_mha_dkv": 0.5}):
+    assert cost_of(text, {"splash_mha_fwd": {"weights": 0.5}}).cycles["kernel"] == 4 * 10 * 96 * 256 / 2
+    for known in (None, {"splash_mha_dkv": {"weights": 0.5}}):
         with pytest.raises(ValueError, match="a kernel whose cycles are not known: %splash_mha_fwd"):
             cost_of(text, known)
+
+
+def test_a_normalised_convolution_takes_cycles_for_products_values_and_taps():
+    """The video is the first operand of four axes, the weights are the last of three; channels fill whole lanes."""
+    arrays = "bf16[1,4096,80,320]{3,2,1,0:T(8,128)(2,1)}, f32[1,80,320]{2,1,0}, f32[1,80,320]{2,1,0}, "
+    arrays += "bf16[3,320,640]{2,1,0}, bf16[1,640]{1,0}"
+    kernel = "  %normalized_conv_forward.7 = (bf16[1,4096,80,640]{3,2,1,0}) custom-call(%x), custom_call_target="
+    kernel += f'"tpu_custom_call", operand_layout_constraints={{{arrays}}}, frontend_attributes={{}}\n'
+    known = {"normalized_conv_forward": {"products": 1.0, "values": 1e15, "taps": 1e24}}
+    cycles = cost_of(PROGRAM.replace("  %scatter", kernel + "  %scatter"), known).cycles["kernel"]
+    values = 4096 * 80 * 384
+    assert cycles == pytest.approx(values * 3 * 640 + 1e15 * values + 1e24 * values * 3, rel=1e-15)
 
 
 @pytest.mark.parametrize("text", ["", PROGRAM.replace("estimated_cycles", "cycles"), PROGRAM.replace("ENTRY ", "")])
