@@ -43,11 +43,12 @@ def _is_product_or_statistic(primitive: Any, *inputs: Any, **parameters: Any) ->
 SUM = "sum of products"
 # What a kernel's queries get of what they attend to, with its statistics: few values, after many operations.
 ATTENDED = "attended"
-NORMALIZED_CONV = "normalized convolution"
+# What a kernel reads: as nothing is fused into one, making it again is a pass over all values.
+READ_BY_KERNEL = "read by a kernel"
 
 _KEPT = {
     "products": jax.checkpoint_policies.save_from_both_policies(
-        _is_product_or_statistic, jax.checkpoint_policies.save_only_these_names(SUM, ATTENDED, NORMALIZED_CONV)
+        _is_product_or_statistic, jax.checkpoint_policies.save_only_these_names(SUM, ATTENDED, READ_BY_KERNEL)
     ),
     "full": jax.checkpoint_policies.nothing_saveable,
 }

@@ -39,7 +39,7 @@ from lumiere_jax.models.layers import (
     zeros,
 )
 from lumiere_jax.models.normalized_conv import add_normalized_product, normalized_conv
-from lumiere_jax.models.rematerialization import NORMALIZED_CONV, Rematerializable, rematerialized
+from lumiere_jax.models.rematerialization import READ_BY_KERNEL, Rematerializable, rematerialized
 from lumiere_jax.models.spatial_layers import MiddleLayer, SpatialLayer, SpatialResize, TextContext, activation
 
 
@@ -140,8 +140,7 @@ class ConvInflationBlock(Rematerializable):
             (value(layer.kernel, h.dtype), value(layer.bias, h.dtype))
             for layer in (self.temporal_conv, self.projection)
         )
-        # Kept with its bias: what a kernel reads is not made on its way in, and making it again would be another pass.
-        h = checkpoint_name(h, NORMALIZED_CONV)
+        h = checkpoint_name(h, READ_BY_KERNEL)
         h, of_frames = normalized_conv(h, self.norm_1.folded(moments(h, 2)), *conv, act=self.act_fn)
         return add_normalized_product(out, h, self.norm_2.folded(of_frames), *projection, act=self.act_fn)
 
