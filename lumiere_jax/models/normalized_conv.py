@@ -187,6 +187,8 @@ def _backward(choices: _Choices, operands: _Operands, y: Array | None, gradient:
         features,
         [(frames, features), (frames, features), kernel.shape, (1, len(bias))],
         choices.interpret,
+        # The gradient of what is added to a residual is that of the residual, too, and is read on.
+        written_over=1 if choices.has_sums and gradient.y.shape == x.shape else None,
     )
     return _Operands(
         dx,
@@ -206,6 +208,7 @@ def _over_pixels(
     features: int,
     sums: list[tuple[int, ...]],
     interpret: bool,
+    written_over: int | None = None,
 ) -> tuple[Array, list[Array]]:
     """Runs a kernel over all pixels, on each device over its own.
 
@@ -220,9 +223,10 @@ def _over_pixels(
       features: channels of the video that is written.
       sums: the shapes of the sums, in float32.
       interpret: without a TPU.
+      written_over: which of `videos` the written one takes the place of.
 
     Returns:
-      the video, and each sum in parts, `[batch, 1, parts, *shape]`.
+      the video, and each sum in parts, one of each device: `[batch, 1, devices, *shape]`.
     """
 
     def on_device(videos: Any, of_frames: Any, weights: Any) -> tuple[Array, list[Array]]:
@@ -262,10 +266,11 @@ def _over_pixels(
             compiler_params=pltpu.CompilerParams(
                 dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=_FAST_MEMORY
             ),
+            input_output_aliases={} if written_over is None else {written_over: 0},
             interpret=interpret,
         )(videos, of_frames, weights)
         y = jnp.moveaxis(y.reshape(batch, height, width, frames, features), 3, 1)
-        return y, [array[:, None] for array in partial]
+        return y, [array.sum(1, keepdims=True)[:, None] for array in partial]
 
     return partitioning.on_rows(on_device)(videos, of_frames, weights)
 
