@@ -63,8 +63,11 @@ def test_a_training_step_of_full_width(tmp_path):
     # Trained parameters and their average in float32, frozen ones in bfloat16, divided over two or four chips.
     assert 0.05 < memory["arguments"] / 2**30 < 0.5
     assert memory["temporaries"] > memory["arguments"]
-    # Four chips compute what the model needs, and a little of it again; what the kernel does is not counted.
-    assert 0.85 < 4 * report["flops"] / report["needed_flops"] < 1.2
+    # XLA counts no kernels. Of three inflation blocks at the finest level (at the other, 4 frames are not whole tiles)
+    # they have a temporal convolution and a projection, each with the gradients of its input and of its weights.
+    in_kernels = 3 * 3 * 2 * (3 + 1) * 320**2 * (2 * 8 * 128 * 128)
+    # Four chips compute what the model needs, and a little of it again; attention's kernels are not counted here, too.
+    assert 0.85 < (4 * report["flops"] + in_kernels) / report["needed_flops"] < 1.2
     # Neighbours' rows, gathered parameters, sums of gradients.
     assert {"collective-permute", "all-gather", "all-reduce"} <= report["sent"].keys()
     assert set(report["seconds"]) == {"matrix", "elementwise", "reduce", "copy", "kernel"}
