@@ -63,7 +63,6 @@ CASES = (
     Case("if_l", "v5e:16x16", 64, 4, full_blocks=2),
     Case("if_l", "v6e:8x8", 16, 4),
     Case("if_l", "v5p:4x4x4", 64, 1),
-    Case("if_xl", "v5e:4x4", 2, 8, "full"),  # too small
     Case("if_xl", "v5e:16x16", 32, 8, "full"),
     Case("if_xl", "v5p:4x4x4", 16, 4),
     Case("if_l", "v5e:4x4", 4, 4, program="sample"),
