@@ -116,7 +116,7 @@ def kernels_of(topology: str) -> Iterator[tuple[str, dict[str, int], float]]:
     block = [(1, 1, _WIDTH, BLOCK_OF_QUERIES), (1, 1, _WIDTH, BLOCK_OF_KEYS)]
     for name, bundles in _bundles(jax.jit(attention_and_gradient), tokens(_QUERIES), *sources).items():
         yield name, work_of_kernel(name, block), bundles
-    if device.device_kind in normalized_conv.HAVE_LESS:
+    if device.device_kind in normalized_conv.TOO_LITTLE_FAST_MEMORY:
         return
     for channels, frames in _VIDEOS:
         pixels = normalized_conv.pixels_of_a_block(_HEIGHT * _LINE, frames)

@@ -34,7 +34,7 @@ _PARTS = 2  # of a device's pixels: as many as a chip has cores, at most
 _SUBLANES, _LANES = 8, 128
 # Of a core's fast memory (VMEM): what a kernel may have, and what of it the weights and their gradients.
 _FAST_MEMORY, _FAST_MEMORY_OF_WEIGHTS = 48 * 2**20, 24 * 2**20
-HAVE_LESS = ("TPU v2", "TPU v3", "TPU v4")  # 16 MiB
+TOO_LITTLE_FAST_MEMORY = ("TPU v2", "TPU v3", "TPU v4")  # 16 MiB
 
 
 class _Operands(NamedTuple):
@@ -139,16 +139,12 @@ def _gradient_by_xla(choices: _Choices, operands: _Operands, _y: Array | None, g
     return jax.vjp(functools.partial(_by_xla, choices), operands)[1](gradient)[0]
 
 
-def _padded(size: int, multiple: int) -> int:
-    return -(-size // multiple) * multiple
-
-
 def _fits(operands: _Operands) -> bool:
     """The frames of a pixel are whole tiles, and the weights with their gradient lie in fast memory."""
-    if partitioning.device_kind() in HAVE_LESS:
+    if partitioning.device_kind() in TOO_LITTLE_FAST_MEMORY:
         return False
     taps, *channels = operands.kernel.shape
-    weights = taps * math.prod(_padded(size, _LANES) for size in channels)
+    weights = taps * math.prod(-(-size // _LANES) * _LANES for size in channels)
     size = weights * (operands.kernel.dtype.itemsize + 2 * 4)  # one sum of gradients is made, one is on its way out
     return operands.x.shape[1] % _SUBLANES == 0 and size <= _FAST_MEMORY_OF_WEIGHTS
 
