@@ -88,7 +88,8 @@ class Report:
             head,
             *([f"  compiled with effort {self.effort}: a real run is faster"] if self.effort < 0 else []),
             f"  memory, GiB a chip: {memory}",
-            f"  needed: {self.needed_flops / 1e12:.0f} TFLOP in all; computed outside of kernels: {self.flops / 1e12:.1f} a chip",
+            f"  needed: {self.needed_flops / 1e12:.0f} TFLOP in all; computed, without kernels: "
+            f"{self.flops / 1e12:.1f} a chip",
             "  seconds, by the compiler's estimate: "
             + ", ".join(f"{kind} {seconds:.3f}" for kind, seconds in self.seconds.items()),
             "  sent, GB a chip: "
