@@ -40,6 +40,7 @@ setup(
         "sentencepiece",
         "tensorboardX",
         "tensorflow-datasets>=4.9.10",
+        "tensorstore",
         "tqdm",
     ],
     extras_require={

@@ -155,8 +155,6 @@ def test_without_its_newest_checkpoint(undisturbed, data_dir, tmp_path, capsys):
     assert_same_state(workdir, undisturbed[0])
 
 
-# Orbax leaves the other arrays' reads to a closed event loop when one fails.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_its_newest_checkpoint_damaged(undisturbed, data_dir, tmp_path):
     """Not passed over in silence: the message says what to do."""
     workdir = tmp_path / "run"

@@ -20,13 +20,16 @@ from jax.experimental import multihost_utils
 from jax.sharding import Sharding, SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
+from lumiere_jax.checkpoints.ocdbt_files import check_files
 from lumiere_jax.text.storage import StoredArray
 
 NO_SPACE_LEFT = (
     "no space is left on the disk. Make room there, then start the same command again: it continues from the newest "
     "complete checkpoint"
 )
+_TREE = "state"  # the directory in a checkpoint that holds its tree
 _LISTED = 8  # leaves named in a mismatch message
+_SHOWN = 1000  # characters of another library's message
 
 
 class CheckpointError(RuntimeError):
@@ -72,14 +75,16 @@ class CheckpointManager:
                 "from that step, remove the later checkpoints, or choose another directory."
             )
         with self._writing():
-            self._open_writer().save_async(step, leaves, force=True, custom_metadata=dict(metadata or {}))
+            self._open_writer().save_async(
+                step, leaves, checkpointable_name=_TREE, force=True, custom_metadata=dict(metadata or {})
+            )
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
         try:
             yield
         except (OSError, ValueError) as error:
-            reason = NO_SPACE_LEFT if is_no_space_left(error) else str(error)[:1000]
+            reason = NO_SPACE_LEFT if is_no_space_left(error) else str(error)[:_SHOWN]
             newest = self.latest_step()
             raise CheckpointError(
                 f"{self._directory}: a checkpoint could not be written: {reason} (the newest complete one is "
@@ -180,7 +185,7 @@ def save_tree(path: str | os.PathLike, tree: Any, *, overwrite: bool = False) ->
         if not _is_complete(path):
             raise CheckpointError(f"{path} is no checkpoint, it will not be overwritten: choose another path")
         ocp.delete(path)
-    ocp.save(path, leaves)
+    ocp.save(path, leaves, checkpointable_name=_TREE)
 
 
 def load_tree(
@@ -210,9 +215,9 @@ def load_tree(
     targets = {name: _with_sharding(name, leaf, sharding) for name, leaf in wanted.items()}
     try:
         with context:
-            loaded = ocp.load(path, targets)
+            loaded = ocp.load(path, targets, checkpointable_name=_TREE)
     except (OSError, ValueError) as error:
-        raise _damaged(path) from error
+        raise _damaged(path, error) from error
     if abstract_tree is None:
         return nested(loaded)
     return jax.tree.unflatten(jax.tree.structure(abstract_tree), [loaded[name] for name in wanted])
@@ -337,16 +342,17 @@ def _read_metadata(path: epath.Path) -> ocp.CheckpointMetadata:
             "Use another checkpoint, or remove it and write it again."
         )
     try:
+        check_files(path / _TREE)
         metadata = ocp.metadata(path)
     except (OSError, ValueError) as error:
-        raise _damaged(path) from error
+        raise _damaged(path, error) from error
     if metadata.metadata is None:  # how Orbax says that it could not read a file
-        raise _damaged(path)
+        raise _damaged(path, "its names and shapes cannot be read")
     return metadata
 
 
-def _damaged(path: epath.Path) -> CheckpointError:
+def _damaged(path: epath.Path, reason: Exception | str) -> CheckpointError:
     return CheckpointError(
-        f"{path} is damaged, a file is missing or cut short: restore it from a copy, or remove it (a run then "
-        "continues from its previous checkpoint)"
+        f"{path} is damaged ({str(reason)[:_SHOWN]}): restore it from a copy, or remove it (a run then continues from "
+        "its previous checkpoint)"
     )
