@@ -16,7 +16,7 @@ import os
 import pathlib
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +25,9 @@ import tqdm
 from absl import app, flags
 from absl.flags import FLAGS
 
-from lumiere_jax.distributed import tpu_slice
+from lumiere_jax.distributed import partitioning, tpu_slice
 from lumiere_jax.distributed.compiled_program import work_of_kernel
+from lumiere_jax.distributed.mesh import make_mesh
 from lumiere_jax.models import normalized_conv
 from lumiere_jax.models.attention import BLOCK_OF_KEYS, BLOCK_OF_QUERIES, Attended, splash
 from lumiere_jax.models.layers import Affine
@@ -88,9 +89,9 @@ def fit(work: list[dict[str, int]], cycles: list[float]) -> tuple[dict[str, floa
     return dict(zip(work[0], of_unit.tolist(), strict=True)), float(np.abs(relative @ of_unit - 1.0).max())
 
 
-def _bundles(function: jax.stages.Wrapped, *inputs: object) -> dict[str, int]:
+def _bundles(mesh: jax.sharding.Mesh, function: Callable, *inputs: object) -> dict[str, int]:
     """Bundles of the loop of each kernel in a function, by the kernel's name."""
-    function.lower(*inputs).compile()
+    jax.jit(partitioning.on_mesh(mesh, function)).lower(*inputs).compile()
     found = {}
     for path in pathlib.Path(_schedules.name).glob("*final_bundles.txt"):
         kernel = re.search(r"-(splash_mha_[a-z]+|normalized_conv_[a-z]+)\b", path.name.replace("_segmented", "-"))
@@ -104,7 +105,8 @@ def _bundles(function: jax.stages.Wrapped, *inputs: object) -> dict[str, int]:
 def kernels_of(topology: str) -> Iterator[tuple[str, dict[str, int], float]]:
     """Name, work and cycles of each kernel that is measured, on one core of a slice."""
     device, *_ = tpu_slice.devices_of(topology)
-    sharding = jax.sharding.SingleDeviceSharding(device)
+    mesh = make_mesh(devices=[device])
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
     def array(*shape: int, dtype: jnp.dtype = jnp.bfloat16) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
@@ -114,7 +116,7 @@ def kernels_of(topology: str) -> Iterator[tuple[str, dict[str, int], float]]:
 
     sources = [Attended(tokens(count), tokens(count)) for count in (_PIXELS, _TEXT)]
     block = [(1, 1, _WIDTH, BLOCK_OF_QUERIES), (1, 1, _WIDTH, BLOCK_OF_KEYS)]
-    for name, bundles in _bundles(jax.jit(attention_and_gradient), tokens(_QUERIES), *sources).items():
+    for name, bundles in _bundles(mesh, attention_and_gradient, tokens(_QUERIES), *sources).items():
         yield name, work_of_kernel(name, block), bundles
     if device.device_kind in normalized_conv.TOO_LITTLE_FAST_MEMORY:
         return
@@ -124,7 +126,7 @@ def kernels_of(topology: str) -> Iterator[tuple[str, dict[str, int], float]]:
             video, weights = array(1, frames, _HEIGHT, _LINE, channels), (taps, channels, channels)
             norm = Affine(*[array(1, frames, channels, dtype=jnp.float32)] * 2)
             inputs = (video, norm, array(*weights), array(channels), video)
-            for name, bundles in _bundles(jax.jit(convolution_and_gradient), *inputs).items():
+            for name, bundles in _bundles(mesh, convolution_and_gradient, *inputs).items():
                 yield name, work_of_kernel(name, [(1, pixels, frames, channels), weights]), bundles
 
 

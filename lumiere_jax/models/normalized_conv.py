@@ -12,11 +12,15 @@ so the statistics of the next normalisation, and the sums for the gradient of th
 values in the type of `x`, added up in float32, as is all else. Results are not kept for the backward pass: to compute
 them again takes three fifths of a 2D convolution's time, and saves a fourth of what a block keeps. Elsewhere, and for
 what the kernel cannot do, XLA does the same. The kernel has been compiled for TPUs, and interpreted; it has never run.
+
+A core computes with values while its matrix unit works, which is what a kernel should wait for. So the gradient goes
+through a block in steps so small that most of what it computes stays in registers; and where there is an instruction
+for the tanh and none for the error function, GELU is made of it, as its result is rounded to bfloat16 anyway.
 """
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -35,6 +39,7 @@ _SUBLANES, _LANES = 8, 128
 # Of a core's fast memory (VMEM): what a kernel may have, and what of it the weights and their gradients.
 _FAST_MEMORY, _FAST_MEMORY_OF_WEIGHTS = 48 * 2**20, 24 * 2**20
 TOO_LITTLE_FAST_MEMORY = ("TPU v2", "TPU v3", "TPU v4")  # 16 MiB
+_WITHOUT_ERF = "TPU v5"  # as an instruction
 
 
 class _Operands(NamedTuple):
@@ -159,7 +164,7 @@ def _forward(choices: _Choices, operands: _Operands) -> _Results:
     x, norm, kernel, bias, residual = operands
     frames, features = x.shape[1], kernel.shape[-1]
     y, sums = _over_pixels(
-        functools.partial(_forward_kernel, choices.act),
+        functools.partial(_forward_kernel, _by_instructions(choices.act, kernel.dtype)),
         "normalized_conv_forward",
         (x, residual),
         norm,
@@ -175,7 +180,7 @@ def _backward(choices: _Choices, operands: _Operands, y: Array | None, gradient:
     x, norm, kernel, bias, _ = operands
     frames, features = x.shape[1], x.shape[-1]
     dx, (scale, shift, weights, biases) = _over_pixels(
-        functools.partial(_gradient_kernel, choices.act),
+        functools.partial(_gradient_kernel, _by_instructions(choices.act, kernel.dtype)),
         "normalized_conv_gradient",
         (x, gradient.y, y),
         (norm, gradient._replace(y=None)),
@@ -183,6 +188,7 @@ def _backward(choices: _Choices, operands: _Operands, y: Array | None, gradient:
         features,
         [(frames, features), (frames, features), kernel.shape, (1, len(bias))],
         choices.interpret,
+        kept=[(features, kernel.dtype), (features, jnp.dtype("float32")), *[(len(bias), kernel.dtype)] * len(kernel)],
         # The gradient of what is added to a residual is that of the residual, too, and is read on.
         written_over=1 if choices.has_sums and gradient.y.shape == x.shape else None,
     )
@@ -204,13 +210,14 @@ def _over_pixels(
     features: int,
     sums: list[tuple[int, ...]],
     interpret: bool,
+    kept: Sequence[tuple[int, jnp.dtype]] = (),
     written_over: int | None = None,
 ) -> tuple[Array, list[Array]]:
     """Runs a kernel over all pixels, on each device over its own.
 
     Args:
       kernel: of references to one block of pixels of `videos`; to `of_frames`; to `weights`; to the same block of a
-        video, to write; and to sums over pixels, to add to.
+        video, to write; to sums over pixels, to add to; and to what is `kept`.
       name: of the kernel.
       videos: a pytree of arrays `[batch, frames, height, width, channels]`, which the kernel sees as `[1, pixels,
         frames, channels]`: libtpu has the frames and the channels of a pixel beside each other.
@@ -219,6 +226,7 @@ def _over_pixels(
       features: channels of the video that is written.
       sums: the shapes of the sums, in float32.
       interpret: without a TPU.
+      kept: channels and type of arrays `[rows, channels]` in fast memory, for the rows of a block.
       written_over: which of `videos` the written one takes the place of.
 
     Returns:
@@ -262,6 +270,7 @@ def _over_pixels(
             compiler_params=pltpu.CompilerParams(
                 dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=_FAST_MEMORY
             ),
+            scratch_shapes=[pltpu.VMEM((block * frames, channels), dtype) for channels, dtype in kept],
             input_output_aliases={} if written_over is None else {written_over: 0},
             interpret=interpret,
         )(videos, of_frames, weights)
@@ -301,25 +310,44 @@ def _gradient_kernel(
     shift: Any,
     weights: Any,
     bias: Any,
+    h: Any,
+    slope: Any,
+    *toward: Any,
 ) -> None:
     (x, dy, y), (norm, gradient) = videos, of_frames
-    taps = kernel.shape[0]
-    toward = dy[0].astype(jnp.float32)
-    if y is not None:
-        toward = toward + gradient.total[0] + 2.0 * gradient.squares[0] * y[0].astype(jnp.float32)
-    wide = x[0].astype(jnp.float32)
-    h, slope = _activated(act, wide * norm.scale[0] + norm.shift[0])
+    _, pixels, frames, _ = x.shape
+    steps = _steps(pixels, frames, kernel.dtype)
     _start_sums(scale, shift, weights, bias)
-    h, dh = _rows(h, kernel.dtype), 0.0
-    for tap in range(taps):
-        rows = _rows(_later(toward, taps // 2 - tap), kernel.dtype)
-        dh = dh + _product(rows, kernel[tap], (1, 1))
-        weights[0, 0, tap] += _product(h, rows, (0, 0))
-    bias[0, 0] += toward.sum((0, 1))[None]
-    da = dh.reshape(wide.shape) * slope
-    dx[0] = (da * norm.scale[0]).astype(dx.dtype)
-    scale[0, 0] += (da * wide).sum(0)
-    shift[0, 0] += da.sum(0)
+    of_scale = of_shift = of_bias = 0.0
+    for step, rows in steps:
+        dout = dy[0, step].astype(jnp.float32)
+        if y is not None:
+            dout = dout + gradient.total[0] + 2.0 * gradient.squares[0] * y[0, step].astype(jnp.float32)
+        for tap, of_tap in enumerate(toward):
+            of_tap[rows] = _rows(_later(dout, len(toward) // 2 - tap), of_tap.dtype)
+        of_bias += dout.sum(0)
+        activated, its_slope = _activated(act, x[0, step].astype(jnp.float32) * norm.scale[0] + norm.shift[0])
+        h[rows], slope[rows] = _rows(activated, h.dtype), _rows(its_slope, slope.dtype)
+    dh = 0.0
+    for tap, of_tap in enumerate(toward):
+        dh = dh + _product(of_tap[...], kernel[tap], (1, 1))
+        weights[0, 0, tap] += _product(h[...], of_tap[...], (0, 0))
+    for step, rows in steps:
+        da = (dh[rows] * slope[rows]).reshape(-1, frames, dh.shape[-1])
+        dx[0, step] = (da * norm.scale[0]).astype(dx.dtype)
+        of_scale += (da * x[0, step].astype(jnp.float32)).sum(0)
+        of_shift += da.sum(0)
+    scale[0, 0] += of_scale
+    shift[0, 0] += of_shift
+    bias[0, 0] += of_bias.sum(0)[None]
+
+
+def _steps(pixels: int, frames: int, dtype: jnp.dtype) -> list[tuple[slice, slice]]:
+    """As few pixels at a time as have whole tiles of rows, and their rows."""
+    tile = _SUBLANES * 4 // dtype.itemsize
+    step = tile // math.gcd(tile, frames)
+    step = step if pixels % step == 0 else pixels
+    return [(slice(i, i + step), slice(i * frames, (i + step) * frames)) for i in range(0, pixels, step)]
 
 
 def _start_sums(*sums: Any) -> None:
@@ -329,13 +357,35 @@ def _start_sums(*sums: Any) -> None:
             each[...] = jnp.zeros_like(each)
 
 
+def _by_instructions(act: str, dtype: jnp.dtype) -> str:
+    """How a kernel computes an activation that is then rounded to `dtype`: `_activated`."""
+    is_by_tanh = act == "gelu" and dtype == jnp.bfloat16 and partitioning.device_kind().startswith(_WITHOUT_ERF)
+    return "gelu by tanh" if is_by_tanh else act
+
+
 def _activated(act: str, x: Array) -> tuple[Array, Array]:
-    """`activation`, and its slope: of what a kernel may use, and both at once."""
-    if act == "gelu":
-        probability = 0.5 + 0.5 * jax.lax.erf(math.sqrt(0.5) * x)
-        return x * probability, probability + x * math.sqrt(0.5 / math.pi) * jnp.exp(-0.5 * jnp.square(x))
-    sigmoid = jax.nn.sigmoid(x)
-    return x * sigmoid, sigmoid * (1.0 + x * (1.0 - sigmoid))
+    """`activation`, and its slope: of what a kernel may use, and both at once.
+
+    Args:
+      act: "gelu", "silu"; or "gelu by tanh", which is wrong by 3e-5 at most, as much as rounding a value of .015 to
+        bfloat16 may be, and its slope by 2e-4.
+      x: in float32.
+    """
+    match act:
+        case "gelu":
+            probability = 0.5 + 0.5 * jax.lax.erf(math.sqrt(0.5) * x)
+            density = math.sqrt(0.5 / math.pi) * jnp.exp(-0.5 * jnp.square(x))
+        case "gelu by tanh":
+            # Of the odd polynomials of this degree the one with the smallest error of the result. It would turn round
+            # far out, where the tanh is 1 already.
+            a, b, c = 0.797508, 0.03700556, -0.0003515049
+            square = jnp.minimum(jnp.square(x), 64.0)
+            probability = 0.5 + 0.5 * jnp.tanh(x * (a + square * (b + square * c)))
+            density = 2.0 * probability * (1.0 - probability) * (a + square * (3.0 * b + square * (5.0 * c)))
+        case "silu":
+            probability = jax.nn.sigmoid(x)
+            density = probability * (1.0 - probability)
+    return x * probability, probability + x * density
 
 
 def _later(x: Float[Array, "pixels frames channels"], frames: int) -> Float[Array, "pixels frames channels"]:

@@ -79,6 +79,47 @@ def test_in_plain_steps(act, taps, interpret):
     assert_close(actual, with_gradients(functools.partial(plainly, act), *inputs(taps)))
 
 
+@pytest.mark.parametrize("rows", [FRAMES, 4 * FRAMES, 6 * FRAMES])  # an odd number of pixels; two steps; three
+def test_in_bfloat16(monkeypatch, rows):
+    """Two pixels of eight frames are a tile. As close to float32 as what is rounded to bfloat16 allows."""
+    monkeypatch.setattr(normalized_conv, "_ROWS", rows)
+    monkeypatch.setattr(normalized_conv, "_WITHOUT_ERF", jax.devices()[0].device_kind)
+    x, norm, kernel, bias = inputs(3)
+    rounded = x.astype(jnp.bfloat16), norm, kernel.astype(jnp.bfloat16), bias.astype(jnp.bfloat16)
+    plain, wide = functools.partial(plainly, "gelu"), jax.tree.map(lambda each: each.astype(jnp.float32), rounded)
+    conv = functools.partial(normalized_conv.normalized_conv, act="gelu", interpret=True)
+    (actual, pull_back), (expected, pull_plainly_back) = jax.vjp(conv, *rounded), jax.vjp(plain, *wide)
+    toward = jax.tree.map(lambda each: jnp.cos(each).astype(each.dtype), actual)
+    gradients = pull_plainly_back(jax.tree.map(lambda each: each.astype(jnp.float32), toward))
+    for one, other in zip(
+        jax.tree.leaves((actual, pull_back(toward))), jax.tree.leaves((expected, gradients)), strict=True
+    ):
+        assert jnp.linalg.norm((one - other).ravel()) < 0.004 * jnp.linalg.norm(other.ravel())
+
+
+@pytest.mark.parametrize(
+    ("act", "error", "of_slope"), [("gelu", 4e-6, 4e-6), ("silu", 4e-6, 4e-6), ("gelu by tanh", 3e-5, 2e-4)]
+)
+def test_activations_of_kernels(act, error, of_slope, float64):
+    x = jnp.linspace(-30.0, 30.0, 600_001)
+    exact, slope = jax.jvp(ACTIVATIONS[act.partition(" ")[0]], (x,), (jnp.ones_like(x),))
+    actual = normalized_conv._activated(act, x.astype(jnp.float32))
+    assert jnp.abs(actual[0] - exact).max() < error
+    assert jnp.abs(actual[1] - slope).max() < of_slope
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("TPU v5 lite", True), ("TPU v5p", True), ("TPU v6 lite", False)])
+def test_where_gelu_is_made_of_a_tanh(kind, expected):
+    device = AbstractDevice(device_kind=kind, num_cores=1, platform="tpu")
+    mesh = AbstractMesh((1, 1), AXES, axis_types=(AxisType.Auto, AxisType.Auto), abstract_device=device)
+    x, norm, kernel, bias = inputs(3)
+    conv = functools.partial(normalized_conv.normalized_conv, act="gelu", interpret=True)
+    with jax.sharding.use_abstract_mesh(mesh):
+        for dtype, by_tanh in ((jnp.bfloat16, expected), (jnp.float32, False)):
+            jaxpr = str(jax.make_jaxpr(conv)(x.astype(dtype), norm, kernel, bias))
+            assert (" tanh " in jaxpr, " erf " in jaxpr) == (by_tanh, not by_tanh)
+
+
 @pytest.mark.parametrize("interpret", [True, False])
 @pytest.mark.usefixtures("small_blocks")
 def test_a_product_that_is_added(interpret):
