@@ -163,7 +163,8 @@ def on_rows(function: Callable[..., Any]) -> Callable[..., Any]:
     Args:
       function: of a pytree of arrays `[batch, frames, pixels, ...]`, of which a device gets those of its clips and
         rows; of a pytree of arrays with the batch first, which it gets for its clips; and of a pytree of arrays that
-        each device gets whole. Returns a pytree of arrays that are divided like the first ones. It may call `all_rows`.
+        each device gets whole. Returns a pytree of arrays that are divided like the first ones. It may call
+        `exchanged`.
 
     Returns:
       a function of the three pytrees. Where it is not traced `on_mesh`, one device has everything.
@@ -174,12 +175,21 @@ def on_rows(function: Callable[..., Any]) -> Callable[..., Any]:
     return jax.shard_map(function, in_specs=(rows, P("data"), P()), out_specs=rows, check_vma=False)
 
 
-def all_rows(array: jax.Array, axis: int) -> jax.Array:
-    """In a function `on_rows`: what the devices of a clip's rows have of an array, joined along an axis."""
+def devices_of_rows() -> int:
+    """Over how many devices a frame's rows are divided, in a function that is traced `on_mesh`; elsewhere 1."""
     mesh = jax.sharding.get_abstract_mesh()
-    # From one device alone: libtpu 0.0.42 ended the process where it compiled whole if_l with effort -1.
-    is_whole = mesh.empty or mesh.shape["rows"] == 1
-    return array if is_whole else jax.lax.all_gather(array, "rows", axis=axis, tiled=True)
+    return 1 if mesh.empty else mesh.shape["rows"]
+
+
+def exchanged(array: jax.Array, given: int, taken: int) -> jax.Array:
+    """In a function `on_rows`: each device gives the others their shares of one axis, and takes theirs of another.
+
+    So each has its share of the one, and all of the other: an array of the same size. Exchanging the axes goes back.
+    """
+    # With one device alone: libtpu 0.0.42 ended the process where it compiled whole if_l with effort -1.
+    if devices_of_rows() == 1:
+        return array
+    return jax.lax.all_to_all(array, "rows", given, taken, tiled=True)
 
 
 def place(mesh: Mesh, state: Any, *, fsdp: bool = False) -> Any:

@@ -6,10 +6,12 @@ kernel (splash attention, which comes with JAX) works on blocks of them that nev
 """
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
 from jaxtyping import Array, Float
 
@@ -67,9 +69,21 @@ def in_kernel(
     return jax.lax.platform_dependent(query, *sources, tpu=splash, default=frame_by_frame)
 
 
-# Of queries and of keys that the kernel has on the chip at a time. By libtpu's schedules for v5e (docs/performance.md)
-# 1024 queries would take 8 % fewer cycles, but its 16 MB of fast memory are then all but full, or more.
-BLOCK_OF_QUERIES, BLOCK_OF_KEYS, _LANES = 512, 1408, 128
+class _Blocks(NamedTuple):
+    """What the kernel has on the chip at a time, at most: all keys of a 64x64 frame and its text in one block."""
+
+    queries: int
+    keys: int
+    piece: int  # of these keys, whose attention weights are there
+
+
+# As large as 16 MB of fast memory allow; the schedules of others are in docs/performance.md.
+_FORWARD, _GRADIENT = _Blocks(512, 4224, 1408), _Blocks(256, 4224, 384)
+_GRADIENT_ON_V4 = _Blocks(512, 1408, 1408)  # the queries' gradient then comes in parts, which are added up
+_LANES = 128
+# Keys that only fill up are hidden by a channel of queries and keys, which come in tiles of 16 and have room up to 128
+# in the matrix unit. The kernel's own way, segments, takes operations for each weight and a fourth of the fast memory.
+_HIDING_CHANNELS, _HIDDEN = 16, -30_000.0
 # In memory, as a head of 64 channels in the last place would take as much of it as 128.
 _TOKENS_LAST = splash_attention_kernel.QKVLayout.SEQ_MINOR
 
@@ -79,7 +93,8 @@ def splash(
 ) -> Float[Array, "batch frames queries heads width"]:
     """`attention`, block after block: the weights of a block of queries and keys exist at a time.
 
-    In a function that is traced on a mesh each device has its own queries, and all keys of its clips.
+    In a function that is traced on a mesh the devices that share a frame's rows give each other their share of the
+    frames' heads for it, whole: that is less to send than all keys to each.
 
     Args:
       query, sources: as for `attention`, without biases.
@@ -90,69 +105,93 @@ def splash(
     """
     if any(source.bias is not None for source in sources):
         raise ValueError("remat.attention='kernel' has no bias, and so no text_mask: use 'frame_by_frame'")
-    pixels = [(key, value) for key, value, _ in sources if key.shape[2] == query.shape[2]]
-    text = [(key, value) for key, value, _ in sources if key.shape[2] != query.shape[2]]
-    attend = functools.partial(_splash_on_device, interpret=interpret)
-    return partitioning.on_rows(attend)((query, pixels), text, ())
+    devices = partitioning.devices_of_rows()
+
+    def divisible(array: Array) -> Array:
+        return jnp.pad(array, [(0, 0), (0, 0), (0, -array.shape[2] % devices), (0, 0), (0, 0)])
+
+    tokens = [source.key.shape[2] for source in sources]
+    pairs = [(divisible(source.key), divisible(source.value)) for source in sources]
+    attend = functools.partial(_splash_on_device, devices, tokens, interpret)
+    return partitioning.on_rows(attend)((query, pairs), (), ())
 
 
 def _splash_on_device(
-    divided: tuple[Array, list[tuple[Array, Array]]],
-    text: list[tuple[Array, Array]],
-    _shared: tuple[()],
-    *,
+    devices: int,
+    tokens: list[int],
     interpret: bool,
+    divided: tuple[Array, list[tuple[Array, Array]]],
+    _of_clips: tuple[()],
+    _shared: tuple[()],
 ) -> Array:
-    query, pixels = divided
-    (batch, frames, queries, heads, width), dtype = query.shape, query.dtype
+    query, pairs = divided
+    batch, frames, queries, heads, width = query.shape
+    count = batch * frames * heads
 
-    def heads_first(array: Array) -> Array:
-        """`[batch * frames, heads, tokens, width]`."""
-        return jnp.moveaxis(array, 3, 2).reshape(batch * frames, heads, -1, width).astype(dtype)
+    def share(array: Array) -> Array:
+        """The device's heads of frames `[heads, width, tokens]`, and all their tokens."""
+        array = array.transpose(0, 1, 3, 4, 2).reshape(count, width, -1).astype(query.dtype)
+        return partitioning.exchanged(jnp.pad(array, [(0, -count % devices), (0, 0), (0, 0)]), 0, 2)
 
-    def blocks(parts: list[Array], block: int) -> Array:
-        """One after the other, with zeros up to whole blocks."""
-        missing = -sum(part.shape[2] for part in parts) % block
-        return jnp.concatenate([*parts, jnp.zeros((batch * frames, heads, missing, width), dtype)], axis=2)
+    def joined(parts: list[Array], size: int, channel: np.ndarray | None = None) -> Array:
+        """One after the other, then zeros; a channel more, a value for each token, and zeros up to whole tiles."""
+        missing = size - sum(part.shape[2] for part in parts)
+        x = jnp.concatenate([*parts, jnp.zeros((len(parts[0]), width, missing), query.dtype)], axis=2)
+        if channel is None:
+            return x
+        channels = np.zeros((_HIDING_CHANNELS, size), query.dtype)
+        channels[0] = channel
+        return jnp.concatenate([x, jnp.broadcast_to(channels, (len(x), *channels.shape))], axis=1)
 
-    # Gathered when the heads are first already: each device then moves its own rows alone.
-    sources = [[partitioning.all_rows(heads_first(array), 2) for array in pair] for pair in pixels]
-    sources += [[heads_first(array) for array in pair] for pair in text]
-    keys = sum(key.shape[2] for key, _ in sources)
-    query_block, key_block = _block(queries, BLOCK_OF_QUERIES), _block(keys, BLOCK_OF_KEYS)
-    query = blocks([heads_first(query * width**-0.5)], query_block)
-    key, value = (blocks(list(parts), key_block) for parts in zip(*sources, strict=True))
-    kernel = _kernel(heads, query.shape[2], key.shape[2], query_block, key_block, interpret)
-    # Keys that only fill a block up are of another segment than all queries.
-    segments = splash_attention_kernel.SegmentIds(
-        jnp.zeros(query.shape[2], jnp.int32), (jnp.arange(key.shape[2]) >= keys).astype(jnp.int32)
+    keys, values = ([share(array) for array in of_all] for of_all in zip(*pairs, strict=True))
+    is_key = np.concatenate([np.arange(key.shape[2]) < of_source for key, of_source in zip(keys, tokens, strict=True)])
+    of_queries, all_queries = whole_blocks(devices * queries, _FORWARD.queries)
+    of_keys, all_keys = whole_blocks(len(is_key), _FORWARD.keys)
+    hidden = np.where(np.pad(is_key, (0, all_keys - len(is_key))), 0.0, _HIDDEN)
+    operands = (
+        joined([share(query * width**-0.5)], all_queries, np.ones(all_queries)),
+        joined(keys, all_keys, hidden),
+        joined(values, all_keys),
     )
-    out = jax.vmap(lambda *frame: kernel(*frame, segments))(query, key, value)[:, :, :queries]
+    kernel = _kernel(all_queries, of_queries, all_keys, of_keys, interpret)
+    out = jax.vmap(kernel)(*(operand.swapaxes(1, 2)[:, None] for operand in operands))[:, 0]
+    out = partitioning.exchanged(out[:, : devices * queries], 1, 0)[:count]
     return jnp.moveaxis(out.reshape(batch, frames, heads, queries, width), 2, 3)
 
 
-def _block(tokens: int, largest: int) -> int:
-    """The smallest block, whole lanes, with which so many tokens are as few blocks as with the largest."""
-    count = -(-tokens // largest)
-    return -(-tokens // (count * _LANES)) * _LANES
+def whole_blocks(tokens: int, largest: int) -> tuple[int, int]:
+    """The smallest block, whole lanes, with which so many tokens are as few blocks as with the largest.
+
+    Returns:
+      the block, and how many tokens whole blocks are.
+    """
+    blocks = math.ceil(tokens / largest)
+    block = _LANES * math.ceil(tokens / (blocks * _LANES))
+    return block, blocks * block
 
 
 def _kernel(
-    heads: int, queries: int, keys: int, query_block: int, key_block: int, interpret: bool
+    queries: int, of_queries: int, keys: int, of_keys: int, interpret: bool
 ) -> splash_attention_kernel.SplashAttentionKernel:
-    everything = splash_attention_mask.FullMask((queries, keys))
+    def largest(block: int, limit: int) -> int:
+        """Of the block's divisors that are whole lanes."""
+        return max(size for size in range(_LANES, limit + 1, _LANES) if block % size == 0)
+
+    of_gradient = _GRADIENT_ON_V4 if partitioning.device_kind() == "TPU v4" else _GRADIENT
     sizes = splash_attention_kernel.BlockSizes(
-        block_q=query_block,
-        block_kv=key_block,
-        block_q_dkv=query_block,
-        block_kv_dkv=key_block,
+        block_q=of_queries,
+        block_kv=of_keys,
+        block_kv_compute=largest(of_keys, _FORWARD.piece),
+        block_q_dkv=largest(of_queries, of_gradient.queries),
+        block_kv_dkv=largest(of_keys, of_gradient.keys),
+        block_kv_dkv_compute=largest(of_keys, of_gradient.piece),
         use_fused_bwd_kernel=True,
         q_layout=_TOKENS_LAST,
         k_layout=_TOKENS_LAST,
         v_layout=_TOKENS_LAST,
     )
     return splash_attention_kernel.make_splash_mha_single_device(
-        splash_attention_mask.MultiHeadMask([everything] * heads),
+        splash_attention_mask.MultiHeadMask([splash_attention_mask.FullMask((queries, keys))]),
         block_sizes=sizes,
         residual_checkpoint_name=ATTENDED,
         interpret=interpret,

@@ -10,8 +10,9 @@ import pytest
 from flax import nnx
 from random_unets import randomised
 
+from lumiere_jax.models import attention as attention_module
 from lumiere_jax.models import spatial_layers
-from lumiere_jax.models.attention import Attended, attention, in_kernel, splash
+from lumiere_jax.models.attention import Attended, attention, in_kernel, splash, whole_blocks
 from lumiere_jax.models.rematerialization import Rematerialization
 from lumiere_jax.models.spatial_layers import SpatialAttention, TextContext
 from lumiere_jax.models.unet2d_config import UNet2DConfig
@@ -65,8 +66,20 @@ def test_no_policy_changes_anything(monkeypatch, policy):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-5), actual, expected)
 
 
-@pytest.mark.parametrize("pixels", [200, 1100])  # less than a block of queries; several, the last not full
-def test_the_kernel_is_attention(pixels):
+@pytest.mark.parametrize("in_parts", [False, True])
+@pytest.mark.parametrize(
+    ("pixels", "largest", "block"),
+    [
+        (200, 4224, (384, 384)),  # less than a block of queries, too
+        (1100, 4224, (1280, 1280)),  # several blocks of queries, the last not full; several pieces of keys
+        (600, 512, (384, 768)),
+    ],
+)
+def test_the_kernel_is_attention(monkeypatch, pixels, largest, block, in_parts):
+    monkeypatch.setattr(attention_module, "_FORWARD", attention_module._Blocks(512, largest, 1408))
+    if in_parts:
+        monkeypatch.setattr(attention_module, "_GRADIENT", attention_module._Blocks(512, 256, 256))
+    assert whole_blocks(pixels + 77, largest) == block
     query = normal(1, 2, pixels, 2, 8).astype(jnp.float32) * 3
     sources = [
         Attended(*(normal(1, 2, keys, 2, 8, seed=seed).astype(jnp.float32) * 2 for seed in (keys, keys + 1)))
