@@ -29,11 +29,11 @@ from lumiere_jax.distributed import partitioning, tpu_slice
 from lumiere_jax.distributed.compiled_program import work_of_kernel
 from lumiere_jax.distributed.mesh import make_mesh
 from lumiere_jax.models import normalized_conv
-from lumiere_jax.models.attention import BLOCK_OF_KEYS, BLOCK_OF_QUERIES, Attended, splash
+from lumiere_jax.models.attention import Attended, block_sizes, splash, whole_blocks
 from lumiere_jax.models.layers import Affine
 
-# As in `if_l` on four rows: the queries of one device, and the keys of all pixels and of the text.
-_FRAMES, _HEADS, _QUERIES, _PIXELS, _TEXT, _WIDTH = 4, 10, 1024, 4096, 77, 64
+# As in `if_l`: the pixels of a frame, and the text.
+_FRAMES, _HEADS, _PIXELS, _TEXT, _WIDTH = 4, 10, 4096, 77, 64
 # Channels and frames of the two finest levels of if_m and if_l, and of the finest of if_xl; pixels of a device.
 _VIDEOS, _HEIGHT, _LINE = ((192, 80), (384, 40), (320, 80), (640, 40), (704, 80)), 8, 32
 _BUNDLE = re.compile(r"^ *0x([0-9a-f]+)")
@@ -94,7 +94,7 @@ def _bundles(mesh: jax.sharding.Mesh, function: Callable, *inputs: object) -> di
     jax.jit(partitioning.on_mesh(mesh, function)).lower(*inputs).compile()
     found = {}
     for path in pathlib.Path(_schedules.name).glob("*final_bundles.txt"):
-        kernel = re.search(r"-(splash_mha_[a-z]+|normalized_conv_[a-z]+)\b", path.name.replace("_segmented", "-"))
+        kernel = re.search(r"-(splash_mha_[a-z]+|normalized_conv_[a-z]+)", path.name)
         if kernel and "schedule-analysis" not in path.name:
             found[kernel[1]] = bundles_of_loop(path.read_text())
     for path in pathlib.Path(_schedules.name).iterdir():
@@ -115,9 +115,13 @@ def kernels_of(topology: str) -> Iterator[tuple[str, dict[str, int], float]]:
         return array(1, _FRAMES, count, _HEADS, _WIDTH)
 
     sources = [Attended(tokens(count), tokens(count)) for count in (_PIXELS, _TEXT)]
-    block = [(1, 1, _WIDTH, BLOCK_OF_QUERIES), (1, 1, _WIDTH, BLOCK_OF_KEYS)]
-    for name, bundles in _bundles(mesh, attention_and_gradient, tokens(_QUERIES), *sources).items():
-        yield name, work_of_kernel(name, block), bundles
+    sizes = partitioning.on_mesh(mesh, block_sizes)(512, whole_blocks(_PIXELS + _TEXT, _PIXELS + 128)[0])
+    blocks = {
+        "splash_mha_fwd": (sizes.block_q, sizes.block_kv),
+        "splash_mha_dkv": (sizes.block_q_dkv, sizes.block_kv_dkv),
+    }
+    for name, bundles in _bundles(mesh, attention_and_gradient, tokens(_PIXELS), *sources).items():
+        yield name, work_of_kernel(name, [(1, 1, _WIDTH, tokens) for tokens in blocks[name]]), bundles
     if device.device_kind in normalized_conv.TOO_LITTLE_FAST_MEMORY:
         return
     for channels, frames in _VIDEOS:

@@ -1,8 +1,8 @@
 """What a compiled TPU program would cost, read off the program itself: time by kind of work, and what it sends.
 
-libtpu writes into each instruction how many cycles it is estimated to take. Their sum, loops counted as often as they
-run, is the time of one chip without waiting for others. What chips send each other comes on top of it, as far as it is
-not done meanwhile.
+libtpu writes into each instruction how many cycles it is estimated to take, but for a few that only move an array
+(`concatenate`): these count as what they read and write. The sum, loops counted as often as they run, is the time of
+one chip without waiting for others. What chips send each other comes on top of it, as far as it is not done meanwhile.
 """
 
 import collections
@@ -37,6 +37,7 @@ _OUT_OF_MEMORY = (
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 
 _LANES = 128  # of a register, and so of an array's last axis on the chip
+_MOVES = {"concatenate", "pad", "reshape", "slice", "transpose"}  # that may come without an estimate
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
 
@@ -64,13 +65,16 @@ class _Instruction:
     text: str
 
 
-def cost_of(hlo: str, kernel_cycles: Mapping[str, Mapping[str, float]] | None = None) -> Cost:
+def cost_of(
+    hlo: str, kernel_cycles: Mapping[str, Mapping[str, float]] | None = None, cycles_of_byte: float = 0.0
+) -> Cost:
     """Adds up a compiled program.
 
     Args:
       hlo: `compiled.as_text()` of a program for a TPU.
       kernel_cycles: of the kernels that libtpu does not estimate, by name: cycles for one of each that `work_of_kernel`
         counts.
+      cycles_of_byte: that reading or writing one in memory takes, for moves that libtpu does not estimate.
 
     Raises:
       ValueError: the text has no entry, or no estimate: it is not libtpu's; or a loop whose length it does not say, or
@@ -84,6 +88,8 @@ def cost_of(hlo: str, kernel_cycles: Mapping[str, Mapping[str, float]] | None = 
         inside = [instruction, *_fused(computations, instruction)]
         if cycles := _CYCLES.search(instruction.text):
             cost.cycles[_kind([each.operation for each in inside])] += times * max(0, int(cycles[1]))
+        elif instruction.operation in _MOVES:
+            cost.cycles["copy"] += times * 2 * sum(_sizes(instruction.type)) * cycles_of_byte
         elif 'custom_call_target="tpu_custom_call"' in instruction.text:
             cost.cycles["kernel"] += times * _cycles_of_kernel(instruction, kernel_cycles or {})
         for each in inside:
@@ -201,11 +207,16 @@ def _kind(operations: list[str]) -> str:
     return "copy" if set(operations) <= moves else "elementwise"
 
 
-def _sent(operation: str, instruction: _Instruction, is_scattered: bool) -> float:
-    sizes = [
+def _sizes(type_: str) -> list[int]:
+    """Bytes of each array in an instruction's type."""
+    return [
         _BYTES.get(kind, 4) * math.prod(int(size) for size in shape.split(",") if size)
-        for kind, shape in _ARRAY.findall(instruction.type)
+        for kind, shape in _ARRAY.findall(type_)
     ]
+
+
+def _sent(operation: str, instruction: _Instruction, is_scattered: bool) -> float:
+    sizes = _sizes(instruction.type)
     if instruction.operation.endswith("-start") and operation != "all-reduce":
         sizes = [max(sizes)]  # of what it takes and what it gives: the whole
     size, groups = float(sum(sizes)), _GROUPS.search(instruction.text)

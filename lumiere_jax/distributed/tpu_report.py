@@ -157,7 +157,7 @@ def compile_and_report(
         return report
     if saved_to:
         save_program(saved_to, lowered, compiled, devices)
-    cost = cost_of(compiled.as_text(), tpu_slice.kernel_cycles(topology))
+    cost = cost_of(compiled.as_text(), tpu_slice.kernel_cycles(topology), chip.clock / chip.memory_bandwidth)
     return dataclasses.replace(
         report, **_read(compiled, cost, config, program, chip, peak_flops(devices), len(devices))
     )

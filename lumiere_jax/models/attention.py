@@ -153,7 +153,12 @@ def _splash_on_device(
         joined(keys, all_keys, hidden),
         joined(values, all_keys),
     )
-    kernel = _kernel(all_queries, of_queries, all_keys, of_keys, interpret)
+    kernel = splash_attention_kernel.make_splash_mha_single_device(
+        splash_attention_mask.MultiHeadMask([splash_attention_mask.FullMask((all_queries, all_keys))]),
+        block_sizes=block_sizes(of_queries, of_keys),
+        residual_checkpoint_name=ATTENDED,
+        interpret=interpret,
+    )
     out = jax.vmap(kernel)(*(operand.swapaxes(1, 2)[:, None] for operand in operands))[:, 0]
     out = partitioning.exchanged(out[:, : devices * queries], 1, 0)[:count]
     return jnp.moveaxis(out.reshape(batch, frames, heads, queries, width), 2, 3)
@@ -170,15 +175,15 @@ def whole_blocks(tokens: int, largest: int) -> tuple[int, int]:
     return block, blocks * block
 
 
-def _kernel(
-    queries: int, of_queries: int, keys: int, of_keys: int, interpret: bool
-) -> splash_attention_kernel.SplashAttentionKernel:
+def block_sizes(of_queries: int, of_keys: int) -> splash_attention_kernel.BlockSizes:
+    """Those of the kernel, for blocks as `whole_blocks` gives them."""
+
     def largest(block: int, limit: int) -> int:
         """Of the block's divisors that are whole lanes."""
         return max(size for size in range(_LANES, limit + 1, _LANES) if block % size == 0)
 
     of_gradient = _GRADIENT_ON_V4 if partitioning.device_kind() == "TPU v4" else _GRADIENT
-    sizes = splash_attention_kernel.BlockSizes(
+    return splash_attention_kernel.BlockSizes(
         block_q=of_queries,
         block_kv=of_keys,
         block_kv_compute=largest(of_keys, _FORWARD.piece),
@@ -189,10 +194,4 @@ def _kernel(
         q_layout=_TOKENS_LAST,
         k_layout=_TOKENS_LAST,
         v_layout=_TOKENS_LAST,
-    )
-    return splash_attention_kernel.make_splash_mha_single_device(
-        splash_attention_mask.MultiHeadMask([splash_attention_mask.FullMask((queries, keys))]),
-        block_sizes=sizes,
-        residual_checkpoint_name=ATTENDED,
-        interpret=interpret,
     )

@@ -63,6 +63,14 @@ def test_cycles_by_kind_of_work_and_loops_as_often_as_they_run():
     assert cost_of(PROGRAM).cycles == {"matrix": 5 * 100, "reduce": 30, "copy": 7 + 4, "elementwise": 11}
 
 
+def test_a_move_without_an_estimate_is_read_and_written():
+    moves = "  %joined = f32[70,128]{1,0:T(8,128)} concatenate(%x, %x), dimensions={0}\n"
+    moves += '  %other = f32[9,128]{1,0} pad(%x, %x), padding=0_1x0_0, backend_config={"estimated_cycles":"3"}\n'
+    text = PROGRAM.replace("  %scatter", moves + "  %scatter")
+    cycles = cost_of(text, cycles_of_byte=0.5).cycles
+    assert (cycles["copy"], cycles["elementwise"]) == (7 + 4 + 2 * 70 * 128 * 4 * 0.5, 11 + 3)
+
+
 KNOWN = ', backend_config={"known_trip_count":{"n":"5"}}'
 COUNTED = """
 %condition (state: (s32[], bf16[8,128])) -> pred[] {
