@@ -46,26 +46,26 @@ CHIPS: dict[str, Chip] = {
 # (benchmarks/kernel_schedule.py, libtpu 0.0.42.1).
 KERNEL_CYCLES: dict[str, dict[str, dict[str, float]]] = {
     "v4": {
-        "splash_mha_fwd": {"weights": 0.00860},
-        "splash_mha_dkv": {"weights": 0.01295},
+        "splash_mha_fwd": {"weights": 0.00676},
+        "splash_mha_dkv": {"weights": 0.01235},
     },
     "v5e": {
-        "splash_mha_fwd": {"weights": 0.00650},
-        "splash_mha_dkv": {"weights": 0.01135},
-        "normalized_conv_forward": {"products": 1.244e-5, "values": 8.423e-3, "taps": 1.294e-3},
-        "normalized_conv_gradient": {"products": 3.003e-5, "values": 1.906e-2, "taps": 7.298e-4},
+        "splash_mha_fwd": {"weights": 0.00447},
+        "splash_mha_dkv": {"weights": 0.01301},
+        "normalized_conv_forward": {"products": 1.345e-5, "values": 1.045e-3, "taps": 1.019e-3},
+        "normalized_conv_gradient": {"products": 2.606e-5, "values": 3.125e-3, "taps": 1.811e-3},
     },
     "v5p": {
-        "splash_mha_fwd": {"weights": 0.00656},
-        "splash_mha_dkv": {"weights": 0.01178},
-        "normalized_conv_forward": {"products": 1.173e-5, "values": 8.292e-3, "taps": 2.031e-3},
-        "normalized_conv_gradient": {"products": 2.890e-5, "values": 1.952e-2, "taps": 1.230e-3},
+        "splash_mha_fwd": {"weights": 0.00441},
+        "splash_mha_dkv": {"weights": 0.01308},
+        "normalized_conv_forward": {"products": 1.266e-5, "values": 1.020e-3, "taps": 1.451e-3},
+        "normalized_conv_gradient": {"products": 2.576e-5, "values": 3.695e-3, "taps": 1.995e-3},
     },
     "v6e": {
-        "splash_mha_fwd": {"weights": 0.00438},
-        "splash_mha_dkv": {"weights": 0.00669},
+        "splash_mha_fwd": {"weights": 0.00299},
+        "splash_mha_dkv": {"weights": 0.00600},
         "normalized_conv_forward": {"products": 3.346e-6, "values": 1.291e-3, "taps": 1.382e-3},
-        "normalized_conv_gradient": {"products": 1.017e-5, "values": 7.931e-3, "taps": 1.128e-3},
+        "normalized_conv_gradient": {"products": 8.636e-6, "values": 3.814e-3, "taps": 1.438e-3},
     },
 }
 _CORES = {"v4": 2, "v5p": 2}  # of a chip, which share a kernel's work; others have one

@@ -79,7 +79,10 @@ class _Blocks(NamedTuple):
 
 # As large as 16 MB of fast memory allow; the schedules of others are in docs/performance.md.
 _FORWARD, _GRADIENT = _Blocks(512, 4224, 1408), _Blocks(256, 4224, 384)
-_GRADIENT_ON_V4 = _Blocks(512, 1408, 1408)  # the queries' gradient then comes in parts, which are added up
+_GRADIENT_ON = {
+    "TPU v4": _Blocks(512, 1408, 1408),  # the queries' gradient then comes in parts, which are added up
+    "TPU v6 lite": _Blocks(512, 4224, 1408),  # which has more
+}
 _LANES = 128
 # Keys that only fill up are hidden by a channel of queries and keys, which come in tiles of 16 and have room up to 128
 # in the matrix unit. The kernel's own way, segments, takes operations for each weight and a fourth of the fast memory.
@@ -182,7 +185,7 @@ def block_sizes(of_queries: int, of_keys: int) -> splash_attention_kernel.BlockS
         """Of the block's divisors that are whole lanes."""
         return max(size for size in range(_LANES, limit + 1, _LANES) if block % size == 0)
 
-    of_gradient = _GRADIENT_ON_V4 if partitioning.device_kind() == "TPU v4" else _GRADIENT
+    of_gradient = _GRADIENT_ON.get(partitioning.device_kind(), _GRADIENT)
     return splash_attention_kernel.BlockSizes(
         block_q=of_queries,
         block_kv=of_keys,
