@@ -181,15 +181,17 @@ def devices_of_rows() -> int:
     return 1 if mesh.empty else mesh.shape["rows"]
 
 
-def exchanged(array: jax.Array, given: int, taken: int) -> jax.Array:
-    """In a function `on_rows`: each device gives the others their shares of one axis, and takes theirs of another.
+def exchanged(array: jax.Array) -> jax.Array:
+    """In a function `on_rows`: each device gives the others what is theirs on the first axis, and gets what is its own.
 
-    So each has its share of the one, and all of the other: an array of the same size. Exchanging the axes goes back.
+    Args:
+      array: `[devices, ...]`, in the order of a frame's rows.
+
+    Returns:
+      the same shape: from whom it is. To exchange that goes back.
     """
     # With one device alone: libtpu 0.0.42 ended the process where it compiled whole if_l with effort -1.
-    if devices_of_rows() == 1:
-        return array
-    return jax.lax.all_to_all(array, "rows", given, taken, tiled=True)
+    return array if len(array) == 1 else jax.lax.all_to_all(array, "rows", 0, 0, tiled=True)
 
 
 def place(mesh: Mesh, state: Any, *, fsdp: bool = False) -> Any:

@@ -131,10 +131,11 @@ def _splash_on_device(
     batch, frames, queries, heads, width = query.shape
     count = batch * frames * heads
 
-    def share(array: Array) -> Array:
-        """The device's heads of frames `[heads, width, tokens]`, and all their tokens."""
+    def of_rows(array: Array) -> list[Array]:
+        """The device's share of heads of frames, `[heads, width, tokens]`: the tokens of each device's rows."""
         array = array.transpose(0, 1, 3, 4, 2).reshape(count, width, -1).astype(query.dtype)
-        return partitioning.exchanged(jnp.pad(array, [(0, -count % devices), (0, 0), (0, 0)]), 0, 2)
+        array = jnp.pad(array, [(0, -count % devices), (0, 0), (0, 0)])
+        return list(partitioning.exchanged(array.reshape(devices, -1, *array.shape[1:])))
 
     def joined(parts: list[Array], size: int, channel: np.ndarray | None = None) -> Array:
         """One after the other, then zeros; a channel more, a value for each token, and zeros up to whole tiles."""
@@ -146,13 +147,15 @@ def _splash_on_device(
         channels[0] = channel
         return jnp.concatenate([x, jnp.broadcast_to(channels, (len(x), *channels.shape))], axis=1)
 
-    keys, values = ([share(array) for array in of_all] for of_all in zip(*pairs, strict=True))
-    is_key = np.concatenate([np.arange(key.shape[2]) < of_source for key, of_source in zip(keys, tokens, strict=True)])
+    keys, values = ([part for array in of_all for part in of_rows(array)] for of_all in zip(*pairs, strict=True))
+    is_key = np.concatenate(
+        [np.arange(devices * key.shape[2]) < of_source for (key, _), of_source in zip(pairs, tokens, strict=True)]
+    )
     of_queries, all_queries = whole_blocks(devices * queries, _FORWARD.queries)
     of_keys, all_keys = whole_blocks(len(is_key), _FORWARD.keys)
     hidden = np.where(np.pad(is_key, (0, all_keys - len(is_key))), 0.0, _HIDDEN)
     operands = (
-        joined([share(query * width**-0.5)], all_queries, np.ones(all_queries)),
+        joined(of_rows(query * width**-0.5), all_queries, np.ones(all_queries)),
         joined(keys, all_keys, hidden),
         joined(values, all_keys),
     )
@@ -163,7 +166,8 @@ def _splash_on_device(
         interpret=interpret,
     )
     out = jax.vmap(kernel)(*(operand.swapaxes(1, 2)[:, None] for operand in operands))[:, 0]
-    out = partitioning.exchanged(out[:, : devices * queries], 1, 0)[:count]
+    of_devices = jnp.stack(jnp.split(out[:, : devices * queries], devices, axis=1))
+    out = partitioning.exchanged(of_devices).reshape(-1, queries, width)[:count]
     return jnp.moveaxis(out.reshape(batch, frames, heads, queries, width), 2, 3)
 
 
