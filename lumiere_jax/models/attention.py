@@ -81,11 +81,11 @@ class _Blocks(NamedTuple):
 _FORWARD, _GRADIENT = _Blocks(512, 4224, 1408), _Blocks(256, 4224, 384)
 _GRADIENT_ON = {
     "TPU v4": _Blocks(512, 1408, 1408),  # the queries' gradient then comes in parts, which are added up
-    "TPU v6 lite": _Blocks(512, 4224, 1408),  # which has more
+    "TPU v6 lite": _Blocks(512, 4224, 1408),  # has more fast memory
 }
 _LANES = 128
-# Keys that only fill up are hidden by a channel of queries and keys, which come in tiles of 16 and have room up to 128
-# in the matrix unit. The kernel's own way, segments, takes operations for each weight and a fourth of the fast memory.
+# Keys that only fill up are hidden by one more channel of queries and keys: channels come in tiles of 16, and have room
+# up to 128 in the matrix unit. The kernel's own way, segments, takes operations for each weight.
 _HIDING_CHANNELS, _HIDDEN = 16, -30_000.0
 # In memory, as a head of 64 channels in the last place would take as much of it as 128.
 _TOKENS_LAST = splash_attention_kernel.QKVLayout.SEQ_MINOR
