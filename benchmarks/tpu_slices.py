@@ -58,7 +58,7 @@ class Case:
 CASES = (
     Case("if_m", "v5e:4x4", 4, 4),
     Case("if_l", "v5e:2x2", 1, 4),
-    Case("if_l", "v5e:4x4", 4, 4, full_blocks=4),
+    Case("if_l", "v5e:4x4", 4, 4, full_blocks=2),
     Case("if_l", "v5e:8x8", 16, 4, full_blocks=2),
     Case("if_l", "v5e:16x16", 64, 4, full_blocks=2),
     Case("if_l", "v6e:8x8", 16, 4),
