@@ -29,7 +29,7 @@ from lumiere_jax.distributed import partitioning, tpu_slice
 from lumiere_jax.distributed.compiled_program import work_of_kernel
 from lumiere_jax.distributed.mesh import make_mesh
 from lumiere_jax.models import normalized_conv
-from lumiere_jax.models.attention import Attended, block_sizes, splash, whole_blocks
+from lumiere_jax.models.attention import FORWARD, Attended, block_sizes, splash, whole_blocks
 from lumiere_jax.models.layers import Affine
 
 # As in `if_l`: the pixels of a frame, and the text.
@@ -115,7 +115,9 @@ def kernels_of(topology: str) -> Iterator[tuple[str, dict[str, int], float]]:
         return array(1, _FRAMES, count, _HEADS, _WIDTH)
 
     sources = [Attended(tokens(count), tokens(count)) for count in (_PIXELS, _TEXT)]
-    sizes = partitioning.on_mesh(mesh, block_sizes)(512, whole_blocks(_PIXELS + _TEXT, _PIXELS + 128)[0])
+    of_queries, _ = whole_blocks(_PIXELS, FORWARD.queries)
+    of_keys, _ = whole_blocks(_PIXELS + _TEXT, FORWARD.keys)
+    sizes = partitioning.on_mesh(mesh, block_sizes)(of_queries, of_keys)
     blocks = {
         "splash_mha_fwd": (sizes.block_q, sizes.block_kv),
         "splash_mha_dkv": (sizes.block_q_dkv, sizes.block_kv_dkv),

@@ -32,5 +32,5 @@ def check_files(database: epath.Path) -> None:
         file = database / name
         if not file.exists():
             raise ValueError(f"{file} is missing")
-        if file.stat().length < size:
-            raise ValueError(f"{file} has {file.stat().length} bytes, not {size}")
+        if (length := file.stat().length) < size:
+            raise ValueError(f"{file} has {length} bytes, not {size}")

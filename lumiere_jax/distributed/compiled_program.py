@@ -66,7 +66,7 @@ class _Instruction:
 
 
 def cost_of(
-    hlo: str, kernel_cycles: Mapping[str, Mapping[str, float]] | None = None, cycles_of_byte: float = 0.0
+    hlo: str, kernel_cycles: Mapping[str, Mapping[str, float]] | None = None, cycles_of_byte: float | None = None
 ) -> Cost:
     """Adds up a compiled program.
 
@@ -78,7 +78,7 @@ def cost_of(
 
     Raises:
       ValueError: the text has no entry, or no estimate: it is not libtpu's; or a loop whose length it does not say, or
-        a kernel that is not in `kernel_cycles`.
+        a kernel that is not in `kernel_cycles`; or a move without an estimate, and no `cycles_of_byte`.
     """
     computations, entry = _parse(hlo)
     if entry is None or '"estimated_cycles"' not in hlo:
@@ -89,6 +89,8 @@ def cost_of(
         if cycles := _CYCLES.search(instruction.text):
             cost.cycles[_kind([each.operation for each in inside])] += times * max(0, int(cycles[1]))
         elif instruction.operation in _MOVES:
+            if cycles_of_byte is None:
+                raise ValueError(f"a move without an estimate: give cycles_of_byte: {instruction.text.strip()[:200]}")
             cost.cycles["copy"] += times * 2 * sum(_sizes(instruction.type)) * cycles_of_byte
         elif 'custom_call_target="tpu_custom_call"' in instruction.text:
             cost.cycles["kernel"] += times * _cycles_of_kernel(instruction, kernel_cycles or {})

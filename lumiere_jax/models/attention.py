@@ -78,7 +78,7 @@ class _Blocks(NamedTuple):
 
 
 # As large as 16 MB of fast memory allow; the schedules of others are in docs/performance.md.
-_FORWARD, _GRADIENT = _Blocks(512, 4224, 1408), _Blocks(256, 4224, 384)
+FORWARD, _GRADIENT = _Blocks(512, 4224, 1408), _Blocks(256, 4224, 384)
 _GRADIENT_ON = {
     "TPU v4": _Blocks(512, 1408, 1408),  # the queries' gradient then comes in parts, which are added up
     "TPU v6 lite": _Blocks(512, 4224, 1408),  # has more fast memory
@@ -151,8 +151,8 @@ def _splash_on_device(
     is_key = np.concatenate(
         [np.arange(devices * key.shape[2]) < of_source for (key, _), of_source in zip(pairs, tokens, strict=True)]
     )
-    of_queries, all_queries = whole_blocks(devices * queries, _FORWARD.queries)
-    of_keys, all_keys = whole_blocks(len(is_key), _FORWARD.keys)
+    of_queries, all_queries = whole_blocks(devices * queries, FORWARD.queries)
+    of_keys, all_keys = whole_blocks(len(is_key), FORWARD.keys)
     hidden = np.where(np.pad(is_key, (0, all_keys - len(is_key))), 0.0, _HIDDEN)
     operands = (
         joined(of_rows(query * width**-0.5), all_queries, np.ones(all_queries)),
@@ -193,7 +193,7 @@ def block_sizes(of_queries: int, of_keys: int) -> splash_attention_kernel.BlockS
     return splash_attention_kernel.BlockSizes(
         block_q=of_queries,
         block_kv=of_keys,
-        block_kv_compute=largest(of_keys, _FORWARD.piece),
+        block_kv_compute=largest(of_keys, FORWARD.piece),
         block_q_dkv=largest(of_queries, of_gradient.queries),
         block_kv_dkv=largest(of_keys, of_gradient.keys),
         block_kv_dkv_compute=largest(of_keys, of_gradient.piece),

@@ -9,7 +9,7 @@ from lumiere_jax.checkpoints.ocdbt_files import check_files
 
 @pytest.fixture
 def database(tmp_path):
-    """Two files of values below a tree of three levels."""
+    """Several files of values and of a tree of three levels."""
     directory = epath.Path(tmp_path / "a directory: 100%")
     spec = {
         "driver": "ocdbt",

@@ -69,6 +69,8 @@ def test_a_move_without_an_estimate_is_read_and_written():
     text = PROGRAM.replace("  %scatter", moves + "  %scatter")
     cycles = cost_of(text, cycles_of_byte=0.5).cycles
     assert (cycles["copy"], cycles["elementwise"]) == (7 + 4 + 2 * 70 * 128 * 4 * 0.5, 11 + 3)
+    with pytest.raises(ValueError, match="a move without an estimate: give cycles_of_byte: %joined"):
+        cost_of(text)
 
 
 KNOWN = ', backend_config={"known_trip_count":{"n":"5"}}'

@@ -76,7 +76,7 @@ def test_no_policy_changes_anything(monkeypatch, policy):
     ],
 )
 def test_the_kernel_is_attention(monkeypatch, pixels, largest, block, in_parts):
-    monkeypatch.setattr(attention_module, "_FORWARD", attention_module._Blocks(512, largest, 1408))
+    monkeypatch.setattr(attention_module, "FORWARD", attention_module._Blocks(512, largest, 1408))
     if in_parts:
         monkeypatch.setattr(attention_module, "_GRADIENT", attention_module._Blocks(512, 256, 256))
     assert whole_blocks(pixels + 77, largest) == block
